@@ -1,0 +1,1 @@
+"""One file a backend: its capability facts, and the launch."""

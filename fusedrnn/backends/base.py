@@ -1,0 +1,159 @@
+"""What a backend is: declared facts, one question, and the two launches. The dispatcher reasons over the facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fusedrnn.call import Call
+from fusedrnn.cells import CELLS, cells_shape, saved_shape, state_dtype
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # y, h_n, c_n, saved, cells
+
+
+class BackendError(RuntimeError):
+    """No backend, or not the one that was named, can run a problem. The message lists every reason."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that decides which backend can run a layer, hashable: sizes, types and options, no data."""
+
+    cell: str
+    device: str
+    dtype: torch.dtype
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    D: int = 1
+    P: int = 0  # projection size, 0: none
+    tokens: bool = False
+    packed: bool = False
+    lengths: bool = False
+    resets: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    schedule: str = "auto"
+    save: str = "none"
+    precision: str = "ieee"
+
+    @classmethod
+    def of(cls, call: Call) -> Problem:
+        weights = call.weights[0]
+        return cls(
+            cell=call.cell,
+            device=call.x.device.type,
+            dtype=call.dtype,
+            T=call.T,
+            B=call.B,
+            I=call.I,
+            H=call.H,
+            D=call.D,
+            P=0 if weights.w_hr is None else call.P,
+            tokens=call.tokens,
+            packed=call.row_offsets is not None,
+            lengths=call.lengths is not None,
+            resets=call.resets is not None,
+            bias=weights.b_ih is not None,
+            batch_first=call.batch_first,
+            schedule=call.schedule,
+            save=call.save,
+            precision=call.precision,
+        )
+
+    @property
+    def features(self) -> set[str]:
+        """What this problem asks for beyond dense, one-direction, unprojected float input."""
+        asked = {
+            "bidirectional": self.D == 2,
+            "projection": self.P > 0,
+            "tokens": self.tokens,
+            "packed": self.packed,
+            "lengths": self.lengths and not self.packed,
+            "resets": self.resets,
+            "lean": self.save == "lean",
+        }
+        return {name for name, wanted in asked.items() if wanted}
+
+    def __str__(self) -> str:
+        extras = "".join(f" {name}" for name in sorted(self.features))
+        size = f"T={self.T} B={self.B} I={self.I} H={self.H}" + (f" P={self.P}" if self.P else "")
+        return f"{self.cell} {str(self.dtype).removeprefix('torch.')} {size}{extras} on {self.device}"
+
+
+FEATURES = ("bidirectional", "projection", "tokens", "packed", "lengths", "resets", "lean")
+
+
+class Backend:
+    """One way to run a layer. Subclasses declare the facts below and implement `forward` and `backward`."""
+
+    name: str
+    devices: frozenset[str]
+    dtypes: frozenset[torch.dtype]
+    cells: frozenset[str] = frozenset(CELLS)
+    features: frozenset[str] = frozenset(FEATURES)
+    schedules: frozenset[str] = frozenset(("concat", "hoisted"))
+    deterministic: bool = True
+
+    def unavailable_reason(self) -> str | None:
+        """Why this backend cannot run anything here, or None."""
+        return None
+
+    def not_supported_reasons(self, problem: Problem) -> list[str]:
+        """Every reason why this backend cannot run `problem`; empty when it can."""
+        reasons = []
+        if unavailable := self.unavailable_reason():
+            reasons.append(unavailable)
+        if problem.device not in self.devices:
+            reasons.append(f"device {problem.device}, needs {' or '.join(sorted(self.devices))}")
+        if problem.dtype not in self.dtypes:
+            reasons.append(f"dtype {_short(problem.dtype)} not in {{{', '.join(sorted(map(_short, self.dtypes)))}}}")
+        if problem.cell not in self.cells:
+            reasons.append(f"cell {problem.cell} not in {{{', '.join(sorted(self.cells))}}}")
+        reasons += [f"{feature} is not supported" for feature in sorted(problem.features - self.features)]
+        if problem.schedule != "auto" and problem.schedule not in self.schedules:
+            reasons.append(f"schedule {problem.schedule} cannot be forced")
+        return reasons
+
+    def schedule(self, problem: Problem) -> str:
+        """The schedule this backend takes for `problem`: the one forced, or its own measured rule."""
+        raise NotImplementedError
+
+    def forward(self, call: Call) -> Outputs:
+        """Run the layer. Returns y, h_n, c_n, saved, cells with the shapes of `new_outputs`."""
+        raise NotImplementedError
+
+    def backward(
+        self,
+        call: Call,
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        y: Tensor,
+        saved: Tensor,
+        cells: Tensor,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of x, h0, c0 and of each direction's five weights, in that order; None where not `wanted`.
+
+        The cotangents may be None (zero) and have any strides. No input is written.
+        """
+        raise NotImplementedError
+
+    def new_outputs(self, call: Call) -> Outputs:
+        """Uninitialised outputs of `forward`: y [T, B, D*P], h_n [D, B, P], c_n [D, B, H] or empty, saved, cells."""
+        like, spec = call.weights[0].w_ih, call.spec
+        h_n = like.new_empty(call.D, call.B, call.P)
+        c_n = like.new_empty((call.D, call.B, call.H) if spec.states == 2 else (0,))
+        saved = like.new_empty(saved_shape(spec, call.save, call.D, call.R, call.H))
+        cells = like.new_empty(
+            cells_shape(spec, call.save, call.D, call.T, call.R, call.B, call.H), dtype=state_dtype(call.dtype)
+        )
+        return call.new_rows(call.D * call.P), h_n, c_n, saved, cells
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

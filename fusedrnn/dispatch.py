@@ -1,0 +1,85 @@
+"""Which backend runs a problem: the registry, `select`, and `explain`.
+
+Adding a backend is one file under `backends/` and one line in `REGISTRY`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+from fusedrnn.backends.base import Backend, BackendError, Problem
+from fusedrnn.backends.cpu import CpuBackend
+from fusedrnn.backends.reference import ReferenceBackend
+from fusedrnn.backends.torch import TorchBackend
+
+REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TorchBackend(), ReferenceBackend())}
+
+_default: ContextVar[str | None] = ContextVar("fusedrnn_backend", default=None)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside the block every layer whose own `backend` is "auto" runs on `name`. Raises ValueError for unknown names."""
+    check_backend(name)
+    token = _default.set(name)
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def check_backend(name: str) -> None:
+    if name != "auto" and name not in REGISTRY:
+        raise ValueError(f"backend: expected one of {', '.join(('auto', *REGISTRY))}, got {name!r}")
+
+
+def select(problem: Problem, backend: str = "auto") -> str:
+    """The name of the backend that runs `problem`.
+
+    A backend that was named, here, by `use_backend` or by FUSEDRNN_BACKEND, is taken or refused, never replaced.
+    Raises BackendError with every backend's reasons.
+    """
+    if backend == "auto":
+        backend = _default.get() or os.environ.get("FUSEDRNN_BACKEND") or "auto"
+    return _select(problem, backend)
+
+
+@functools.lru_cache(maxsize=4096)
+def _select(problem: Problem, backend: str) -> str:
+    check_backend(backend)
+    if backend == "auto":
+        for name in preference(problem):
+            if not REGISTRY[name].not_supported_reasons(problem):
+                return name
+    elif not REGISTRY[backend].not_supported_reasons(problem):
+        return backend
+    who = "no backend can" if backend == "auto" else f"backend {backend!r} cannot"
+    raise BackendError(f"{who} run {problem}. {_all_reasons(problem)}")
+
+
+def preference(problem: Problem) -> tuple[str, ...]:
+    """Backends from the fastest to the slowest, as measured on this kind of device (benchmarks/NOTES.md)."""
+    if problem.device == "cuda":
+        return ("torch", "reference")
+    if REGISTRY["torch"].faster_than_cpu_kernel(problem):
+        return ("torch", "cpu", "reference")
+    return ("cpu", "torch", "reference")
+
+
+def explain(problem: Problem, backend: str = "auto") -> str:
+    """One line on what would run `problem` and which schedule it takes, then every other backend's reasons."""
+    name = select(problem, backend)
+    chosen = f"{problem}: {name}, schedule {REGISTRY[name].schedule(problem)}"
+    others = [f"  {other.name}: {'; '.join(other.not_supported_reasons(problem)) or 'could run it'}"
+              for other in REGISTRY.values() if other.name != name]  # fmt: skip
+    return "\n".join([chosen, *others])
+
+
+def _all_reasons(problem: Problem) -> str:
+    return "; ".join(
+        f"{b.name}: {', '.join(b.not_supported_reasons(problem)) or 'can run it'}" for b in REGISTRY.values()
+    )
