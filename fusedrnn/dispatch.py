@@ -23,7 +23,7 @@ _default: ContextVar[str | None] = ContextVar("fusedrnn_backend", default=None)
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside the block every layer whose own `backend` is "auto" runs on `name`. Raises ValueError for unknown names."""
+    """Inside the block every layer whose own `backend` is "auto" runs on `name`. ValueError for an unknown name."""
     check_backend(name)
     token = _default.set(name)
     try:
@@ -43,9 +43,14 @@ def select(problem: Problem, backend: str = "auto") -> str:
     A backend that was named, here, by `use_backend` or by FUSEDRNN_BACKEND, is taken or refused, never replaced.
     Raises BackendError with every backend's reasons.
     """
-    if backend == "auto":
-        backend = _default.get() or os.environ.get("FUSEDRNN_BACKEND") or "auto"
-    return _select(problem, backend)
+    return _select(problem, requested(backend))
+
+
+def requested(backend: str) -> str:
+    """`backend`; where that is "auto", what `use_backend` or else FUSEDRNN_BACKEND names."""
+    if backend != "auto":
+        return backend
+    return _default.get() or os.environ.get("FUSEDRNN_BACKEND") or "auto"
 
 
 @functools.lru_cache(maxsize=4096)

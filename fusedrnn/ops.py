@@ -31,9 +31,8 @@ OPTIONS = "str cell, int direction, bool batch_first, str schedule, str save, st
 _INPUTS = ", ".join(f"Tensor {name}" for name in TENSORS)
 FORWARD_SCHEMA = f"({_INPUTS}, {OPTIONS}) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)"
 BACKWARD_SCHEMA = (
-    f"(Tensor dy, Tensor dh_n, Tensor dc_n, {_INPUTS}, Tensor y, Tensor saved, Tensor cells, {OPTIONS}, int wanted) -> ("
-    + ", ".join("Tensor" for _ in DIFFERENTIABLE)
-    + ")"
+    f"(Tensor dy, Tensor dh_n, Tensor dc_n, {_INPUTS}, Tensor y, Tensor saved, Tensor cells, {OPTIONS}, int wanted)"
+    f" -> ({', '.join('Tensor' for _ in DIFFERENTIABLE)})"
 )
 
 _REVERSE = {0: (False,), 1: (True,), 2: (False, True)}
@@ -84,7 +83,26 @@ def _present(tensor: Tensor) -> Tensor | None:
 def _forward(*arguments):
     *tensors, cell, direction, batch_first, schedule, save, precision, backend = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
+    _check_data(call)
     return REGISTRY[backend].forward(call)
+
+
+def _check_data(call: Call) -> None:
+    """Refuse tokens and lengths out of range: only here is there data to look at in compiled and transformed code too.
+
+    On a GPU looking would make the host wait; there the kernels check.
+    """
+    if call.x.device.type != "cpu":
+        return
+    if call.tokens and call.x.numel():
+        low, high = (int(t) for t in call.x.aminmax())
+        if low < 0 or high >= call.I:
+            token = low if low < 0 else high
+            raise IndexError(f"x: expected tokens in [0, {call.I}), the vocabulary, got {token}")
+    if call.lengths is not None and call.row_offsets is None and call.B:
+        low, high = (int(t) for t in call.lengths.aminmax())
+        if low < 0 or high > call.T:
+            raise ValueError(f"lengths: expected values in [0, {call.T}], the steps, got {low if low < 0 else high}")
 
 
 def _backward(dy, dh_n, dc_n, *arguments):
@@ -116,7 +134,7 @@ def _fake_forward(*arguments):
 
 
 def _fake_backward(dy, dh_n, dc_n, *arguments):
-    *tensors, y, saved, cells, cell, direction, batch_first, schedule, save, precision, backend, wanted = arguments
+    *tensors, _y, _saved, _cells, cell, direction, batch_first, schedule, save, precision, _backend, wanted = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
     inputs = (call.x, call.h0, call.c0, *(w for direction_weights in call.weights for w in direction_weights))
     grads = tuple(

@@ -42,8 +42,7 @@ class ReferenceBackend(Backend):
                 dx.append(dgates_x @ one.weights.w_ih)
             grads += one.weight_gradients(dgates_x, dgates_h, dw_hr)
         if wanted[0]:
-            grid = torch.stack(dx).sum(0).to(call.dtype)
-            grads[0] = rows.rows(grid)
+            grads[0] = call.new_rows(call.I).copy_(rows.rows(torch.stack(dx).sum(0)))
         grads[1] = torch.stack(dh0).to(call.dtype)
         grads[2] = torch.stack(dc0).to(call.dtype) if call.c0 is not None else None
         return tuple(g if g is None or want else None for g, want in zip(grads, wanted, strict=True))
@@ -161,7 +160,7 @@ class _Direction:
         gx, gh = dgates_x.flatten(0, 1), dgates_h.flatten(0, 1)
         if call.tokens:
             onehot_sum = gx.new_zeros(call.I, gx.shape[1])
-            dw_ih = onehot_sum.index_add_(0, self.rows.grid(call.x).flatten(), gx).t()
+            dw_ih = onehot_sum.index_add_(0, self.rows.grid(call.x).flatten(), gx).t().contiguous()
         else:
             x = self.rows.grid(call.x).to(self.dtype)
             if self.rows.active is not None:
@@ -177,4 +176,3 @@ class _Direction:
         if w.b_ih is not None:
             grads[2], grads[3] = gx.sum(0), gh.sum(0)
         return [None if g is None else g.to(call.dtype) for g in grads]
-

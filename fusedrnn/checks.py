@@ -1,0 +1,100 @@
+"""Whether what a user passed fits: every message names the argument, what was expected and what came.
+
+Each function returns such a message, empty where all fits. `functional` raises it as a ValueError, `modules`, where
+torch.nn has no message of its own, as the RuntimeError that torch.nn raises. What only the data can tell (tokens
+inside the vocabulary) is checked in `ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedrnn.call import Weights
+from fusedrnn.cells import CELLS, SCHEDULES
+
+
+def options(dropout: float, schedule: str) -> str:
+    if not 0 <= dropout <= 1:
+        return f"dropout: expected a probability in [0, 1], got {dropout}"
+    if schedule not in SCHEDULES:
+        return f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}"
+    return ""
+
+
+def weights(cell: str, weights: Sequence[Weights], directions: int) -> str:
+    """Layers of `cell` whose sizes, dtypes and devices agree."""
+    if not weights or len(weights) % directions:
+        return f"weights: expected {directions} for every layer, got {len(weights)}"
+    first = weights[0]
+    gates = len(CELLS[cell].gates)
+    rows = first.w_ih.shape[0]
+    H = rows // gates
+    if first.w_ih.ndim != 2 or rows != gates * H or H == 0:
+        return f"weights[0].w_ih: expected [{gates}*H, I], got {list(first.w_ih.shape)}"
+    if first.w_hr is not None and cell != "lstm":
+        return f"weights[0].w_hr: expected None, only lstm has a projection, got {list(first.w_hr.shape)}"
+    I, dtype, device = first.w_ih.shape[1], first.w_ih.dtype, first.w_ih.device
+    P = H if first.w_hr is None else first.w_hr.shape[0]
+    bias = None if first.b_ih is None else (rows,)
+    projection = None if first.w_hr is None else (P, H)
+    for k, one in enumerate(weights):
+        expected = ((rows, I if k < directions else directions * P), (rows, P), bias, bias, projection)
+        for name, tensor, shape in zip(Weights._fields, one, expected, strict=True):
+            if tensor is None or shape is None:
+                if tensor is not shape:
+                    return f"weights[{k}].{name}: expected {_shape(shape)}, got {_shape(tensor)}"
+            elif tensor.shape != shape:
+                return f"weights[{k}].{name}: expected {_shape(shape)}, got {_shape(tensor)}"
+            elif tensor.dtype != dtype or tensor.device != device:
+                got = f"{tensor.dtype} on {tensor.device}"
+                return f"weights[{k}].{name}: expected {dtype} on {device} like weights[0].w_ih, got {got}"
+    return ""
+
+
+def rows(rows: tuple, x: Tensor, batch_first: bool) -> str:
+    """batch_sizes, lengths and resets beside the leading sizes of x."""
+    batch_sizes, lengths, resets = rows
+    if x.ndim < (1 if batch_sizes is not None else 2):
+        return f"x: expected [T, B, I] floats or [T, B] tokens, got {x.dtype} {list(x.shape)}"
+    if batch_sizes is not None:
+        if lengths is not None:
+            return "lengths: expected None with batch_sizes, which hold them"
+        if misfit := packed(batch_sizes, x.shape[0]):
+            return misfit
+        T, B = len(batch_sizes), int(batch_sizes[0])
+    else:
+        T, B = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
+    if T == 0:
+        return "x: expected at least one step, got none"
+    misfit = "" if lengths is None else tensor("lengths", lengths, (B,), torch.int64, x.device)
+    if resets is not None:
+        misfit = misfit or tensor("resets", resets, (B, T) if batch_first else (T, B), torch.bool, x.device)
+    return misfit
+
+
+def packed(batch_sizes: Tensor, rows: int) -> str:
+    """The batch sizes of a packed sequence of so many rows."""
+    got = f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
+    if batch_sizes.dtype != torch.int64 or batch_sizes.ndim != 1 or batch_sizes.device.type != "cpu":
+        return f"batch_sizes: expected torch.int64 [T] on cpu, got {got}"
+    if not len(batch_sizes) or int(batch_sizes[-1]) < 1 or bool((batch_sizes.diff() > 0).any()):
+        return f"batch_sizes: expected at least one size, positive, none larger than the one before, got {batch_sizes}"
+    if int(batch_sizes.sum()) != rows:
+        return f"batch_sizes: expected a sum of {rows}, the rows of x, got {int(batch_sizes.sum())}"
+    return ""
+
+
+def tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device) -> str:
+    """Shape, dtype (None: any floating one) and device."""
+    fits = value.dtype == dtype if dtype is not None else value.is_floating_point()
+    if fits and value.shape == shape and value.device == device:
+        return ""
+    got = f"{value.dtype} {list(value.shape)} on {value.device}"
+    return f"{name}: expected {dtype} {list(shape)} on {device}, got {got}"
+
+
+def _shape(value) -> str:
+    return "None" if value is None else str(list(getattr(value, "shape", value)))

@@ -1,0 +1,296 @@
+"""`rnn`, `gru`, `lstm`: the cells as functions of tensors. Formulas, shapes and errors are documented here, once.
+
+Shapes use the legend of `fusedrnn.cells`, and L for layers. All three take
+
+    x              [T, B, I] floats ([B, T, I] with batch_first), any strides, or int64 tokens, the same without I, each
+                   standing for a one-hot row (none is built); with batch_sizes [R, I] or [R]
+    h0             [L*D, B, P], or None for zeros; P is H where there is no projection
+    weights        a `Weights` for each layer and direction: layer 0 forward, layer 0 reverse, layer 1 ...; order and
+                   shapes are torch.nn's, the input of a layer above the first is [T, B, D*P]
+    bidirectional  D = 2; a row of y holds the forward h, then the reverse h
+    dropout        probability of zeroing an element of the output of every layer but the last; 0 in evaluation. On the
+                   CPU the masks are torch.nn's under the same seed
+    batch_sizes    int64 [T] on the CPU: x is the data of a torch.nn.utils.rnn.PackedSequence with these sizes
+    lengths        int64 [B], in any order: row (t, b) takes part iff t < lengths[b]. The other rows of y are zero, those
+                   of x get no gradient, and the state passes through them
+    resets         bool [T, B] ([B, T] with batch_first): the state is set to zero before step t
+    schedule       "hoisted": x W_ih of all steps in one GEMM before the loop; "concat": [x, h] [W_ih; W_hh] in each
+                   step; "auto": the backend's measured rule
+    backend        "auto", or a name in `fusedrnn.dispatch.REGISTRY`
+
+and return y [T, B, D*P] ([B, T, D*P] with batch_first, packed [R, D*P]) and h_n [L*D, B, P].
+
+They raise ValueError where an argument does not fit (argument, expected, got), IndexError for a token outside the
+vocabulary, and BackendError with every backend's reasons where none, or not the one named, can run the problem.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fusedrnn import checks, dispatch, ops, reference
+from fusedrnn.autograd import FUNCTIONS
+from fusedrnn.backends.base import Problem
+from fusedrnn.call import Weights
+from fusedrnn.cells import CELLS
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Weights],
+    *,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    schedule: str = "auto",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""The plain recurrent network of Elman 1990.
+
+        h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)          act: tanh, or relu
+
+    Returns y (h of every step) and h_n. Arguments, shapes and errors: see the module's docstring.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    cell = f"rnn_{nonlinearity}"
+    rows = Rows(batch_sizes, lengths, resets)
+    y, h_n, _ = _checked(cell, x, h0, None, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    return y, h_n
+
+
+def gru(
+    x: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Weights],
+    *,
+    reset_after: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    schedule: str = "auto",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""The gated recurrent unit.
+
+        r = sigmoid(x W_ir^T + b_ir + h W_hr^T + b_hr)          reset gate
+        z = sigmoid(x W_iz^T + b_iz + h W_hz^T + b_hz)          update gate
+        n = tanh(x W_in^T + b_in + r * (h W_hn^T + b_hn))       candidate
+        h = (1 - z) * n + z * h
+
+    reset_after=False is the unit as Cho et al. 2014 (arXiv:1406.1078) print it, the reset gate before the product:
+    n = tanh(x W_in^T + b_in + (r * h) W_hn^T + b_hn). The stacking of the gates (r, z, n) and the place of b_hn are
+    those of torch.nn.GRU, which has no such option.
+
+    Returns y (h of every step) and h_n. Arguments, shapes and errors: see the module's docstring.
+    """
+    cell = "gru" if reset_after else "gru_reset_before"
+    rows = Rows(batch_sizes, lengths, resets)
+    y, h_n, _ = _checked(cell, x, h0, None, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    return y, h_n
+
+
+def lstm(
+    x: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Weights],
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    schedule: str = "auto",
+    backend: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    r"""The long short-term memory of Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+
+        i = sigmoid(x W_ii^T + b_ii + h W_hi^T + b_hi)          input gate
+        f = sigmoid(x W_if^T + b_if + h W_hf^T + b_hf)          forget gate
+        g = tanh(x W_ig^T + b_ig + h W_hg^T + b_hg)             candidate
+        o = sigmoid(x W_io^T + b_io + h W_ho^T + b_ho)          output gate
+        c = f * c + i * g
+        h = o * tanh(c)                                         with a projection: h = (o * tanh(c)) w_hr^T
+
+    hx is (h0, c0), c0 [L*D, B, H]; the projection w_hr [P, H] (Sak et al. 2014, arXiv:1402.1128) is part of `Weights`.
+    Returns y (h of every step) and (h_n, c_n). Arguments, shapes and errors: see the module's docstring.
+    """
+    if hx is not None and len(hx) != 2:
+        raise ValueError(f"hx: expected (h0, c0), got {len(hx)} tensors")
+    h0, c0 = (None, None) if hx is None else hx
+    rows = Rows(batch_sizes, lengths, resets)
+    y, h_n, c_n = _checked("lstm", x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    return y, (h_n, c_n)
+
+
+class Rows(NamedTuple):
+    """Which rows there are and which of them take part, as the caller gives it: batch_sizes, lengths, resets."""
+
+    batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+
+
+def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, backend):
+    """`run` over what a user passed: check it, and supply zero states."""
+    D = 2 if bidirectional else 1
+    _raise(checks.options(dropout, schedule) or checks.weights(cell, weights, D) or checks.rows(rows, x, batch_first))
+    w = weights[0]
+    packed = rows.batch_sizes is not None
+    tokens = x.dtype == torch.int64
+    sizes = x.shape[: 1 if packed else 2]
+    B = int(rows.batch_sizes[0]) if packed else sizes[0 if batch_first else 1]
+    I, gates = w.w_ih.shape[1], len(CELLS[cell].gates)
+    H = w.w_ih.shape[0] // gates
+    states = (len(weights), B, w.w_hh.shape[1]), (len(weights), B, H)
+    dtype, device = None if torch._C._is_any_autocast_enabled() else w.w_ih.dtype, w.w_ih.device
+    _raise(checks.tensor("x", x, sizes if tokens else (*sizes, I), torch.int64 if tokens else dtype, device))
+    h0 = w.w_ih.new_zeros(states[0]) if h0 is None else h0
+    _raise(checks.tensor("h0", h0, states[0], dtype, device))
+    if cell == "lstm":
+        c0 = w.w_ih.new_zeros(states[1]) if c0 is None else c0
+        _raise(checks.tensor("c0", c0, states[1], dtype, device))
+    return run(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+
+
+def _raise(misfit: str) -> None:
+    if misfit:
+        raise ValueError(misfit)
+
+
+def run(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Weights],
+    rows: Rows,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    schedule: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All layers, over arguments that were checked. Returns y, h_n and c_n, which is empty where the cell has none."""
+    batch_sizes, lengths, resets = rows
+    row_offsets = None
+    if batch_sizes is not None:
+        row_offsets, lengths = _packed_rows(batch_sizes, x.device)
+    batch_major = batch_first and batch_sizes is None
+    if batch_major:
+        x = x.transpose(0, 1)
+    if batch_first and resets is not None:
+        resets = resets.transpose(0, 1)
+    x, h0, c0, weights = _autocast(cell, x, h0, c0, weights)
+    places = (row_offsets, lengths, resets)
+    D = 2 if bidirectional else 1
+    if len(weights) == D:
+        y, h_n, c_n = _layer(cell, x, h0, c0, weights, places, batch_major, schedule, backend)
+        return y.transpose(0, 1) if batch_major else y, h_n, c_n
+    y, h_last, c_last = x, [], []
+    for first in range(0, len(weights), D):
+        own, last = slice(first, first + D), first + D == len(weights)
+        c = None if c0 is None else c0[own]
+        # Below the last layer y stays time-major in memory, so that dropout draws the mask that torch.nn draws.
+        y, h, c = _layer(cell, y, h0[own], c, weights[own], places, batch_major and last, schedule, backend)
+        if dropout and not last:
+            y = torch.dropout(y, dropout, True)
+        h_last.append(h)
+        c_last.append(c)
+    return y.transpose(0, 1) if batch_major else y, torch.cat(h_last), torch.cat(c_last)
+
+
+def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """row_offsets [T] and lengths [B] of a packed sequence."""
+    row_offsets = batch_sizes.cumsum(0) - batch_sizes
+    sequence = torch.arange(int(batch_sizes[0]))
+    lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequence, right=True)
+    return row_offsets.to(device), lengths.to(device)
+
+
+def _autocast(cell, x, h0, c0, weights):
+    """Cast where torch's autocast does: every cell on a GPU, all but the GRU on the CPU, never float64."""
+    device = x.device.type
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device):
+        return x, h0, c0, weights
+    if device == "cpu" and CELLS[cell].op == "gru":
+        return x, h0, c0, weights
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor):
+        eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    return cast(x), cast(h0), cast(c0), tuple(Weights(*map(cast, w)) for w in weights)
+
+
+def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
+    spec, w = CELLS[cell], weights[0]
+    absent = w.w_ih.new_empty(0)
+    tensors = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), *places)
+    given = tuple(absent if t is None else t for t in tensors)
+    direction = 2 if len(weights) == 2 else 0
+    precision = _precision(w.w_ih)
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if forward_ad._current_level >= 0 or (transformed and torch.compiler.is_compiling()):
+        return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
+    differentiate = torch.is_grad_enabled() and (transformed or any(t.requires_grad for t in given))
+    save = "full" if differentiate else "none"
+    row_offsets, lengths, resets = places
+    name = _select(
+        dispatch.requested(backend),
+        cell,
+        x.device.type,
+        w.w_ih.dtype,
+        x.shape[0] if row_offsets is None else row_offsets.shape[0],
+        h0.shape[1],
+        w.w_ih.shape[1],
+        w.w_ih.shape[0] // len(spec.gates),
+        len(weights),
+        0 if w.w_hr is None else h0.shape[2],
+        x.dtype == torch.int64,
+        row_offsets is not None,
+        lengths is not None,
+        resets is not None,
+        w.b_ih is not None,
+        batch_first,
+        schedule,
+        save,
+        precision,
+    )
+    options = (cell, direction, batch_first, schedule, save, precision, name)
+    if differentiate:
+        return FUNCTIONS[spec.op].apply(*given, spec.op, *options)[:3]
+    return ops.FORWARD[spec.op](*given, *options)[:3]
+
+
+_NO_WEIGHTS = (None,) * 5
+
+
+@functools.lru_cache(maxsize=4096)
+def _select(backend: str, *facts) -> str:
+    """`dispatch.select` without the price of a Problem where the same facts came before."""
+    return dispatch.select(Problem(*facts), backend)
+
+
+def _precision(weight: Tensor) -> str:
+    """ieee or tf32, from torch's float32 setting for recurrent networks."""
+    if weight.dtype == torch.float32 and weight.is_cuda and torch.backends.cudnn.rnn.fp32_precision == "tf32":
+        return "tf32"
+    return "ieee"

@@ -1,0 +1,348 @@
+"""RNN, GRU, LSTM and their cells: parameters, options and states of torch.nn's modules around `fusedrnn.functional`.
+
+Constructors, attributes, parameter names, initial weights, state_dict, outputs and errors are those of torch.nn. The
+classes derive from nn.RNNBase and nn.RNNCellBase, not from nn.LSTM and its like, at which torch.compile breaks the
+graph. Added are int64 tokens in place of one-hot rows, and keyword-only options, which every class takes:
+
+    backend      "auto" or a name in `fusedrnn.dispatch.REGISTRY`
+    schedule     "auto", "concat" or "hoisted", see `fusedrnn.functional`
+    reset_after  GRU and GRUCell: False puts the reset gate before the product with W_hn, as Cho et al. 2014 print it
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn import checks, dispatch, functional
+from fusedrnn.call import Weights
+from fusedrnn.cells import CELLS
+
+_NO_ROWS = functional.Rows()
+
+
+class _Options:
+    """The options torch.nn does not have. A default is kept on the class, so that pickles of either kind fit."""
+
+    backend = "auto"
+    schedule = "auto"
+    reset_after = True
+
+    def _set_options(self, **options) -> None:
+        dispatch.check_backend(options["backend"])
+        if misfit := checks.options(0.0, options["schedule"]):
+            raise ValueError(misfit)
+        for name, value in options.items():
+            if value != getattr(self, name):
+                setattr(self, name, value)
+
+    def extra_repr(self) -> str:
+        shown = (f", {name}={getattr(self, name)}" for name in ("reset_after", "schedule", "backend")
+                 if name in self.__dict__ and getattr(self, name) != getattr(type(self), name))  # fmt: skip
+        return super().extra_repr() + "".join(shown)
+
+
+class _Recurrent(_Options, nn.RNNBase):
+    """RNN, GRU and LSTM but for how they hold their state: one tensor, or (h, c)."""
+
+    _name_tensor = ""  # torch.nn.RNN alone says "tensor" in the error about the number of dimensions
+
+    def __init__(self, mode: str, *args, backend: str = "auto", schedule: str = "auto", **kwargs) -> None:
+        super().__init__(mode, *args, **kwargs)
+        self._set_options(backend=backend, schedule=schedule)
+
+    @property
+    def cell(self) -> str:
+        """The cell's name in `fusedrnn.cells.CELLS`."""
+        return self.mode.lower()
+
+    def forward(self, input, hx=None):
+        """As torch.nn: a batch, one sequence or a PackedSequence; returns the outputs in kind, and the last state.
+
+        input may be int64 tokens: [T, B] ([B, T] with batch_first), [T], or a PackedSequence of them.
+        """
+        self._update_flat_weights()
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, order, back = input
+            hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, order)
+            y, hx = self._run(data, hx, batch_sizes)
+            return PackedSequence(y, batch_sizes, order, back), self.permute_hidden(hx, back)
+        dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (1, 2))
+        if dims not in (2, 3):
+            name = type(self).__name__
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{self._name_tensor} instead")
+        batch_dim = 0 if self.batch_first else 1
+        if dims == 3:
+            if hx is None:
+                hx = self._zeros(input, input.shape[batch_dim])
+            else:
+                self._check_state_dims(hx, 3, "batched 3-D")
+            return self._run(input, hx, None)
+        input = input.unsqueeze(batch_dim)
+        if hx is None:
+            hx = self._zeros(input, 1)
+        else:
+            self._check_state_dims(hx, 2, "unbatched 2-D")
+            hx = self._unsqueezed(hx)
+        y, hx = self._run(input, hx, None)
+        return y.squeeze(batch_dim), self._squeezed(hx)
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
+            super().check_input(input, batch_sizes)
+
+    def _run(self, x: Tensor, hx, batch_sizes: Tensor | None):
+        self.check_forward_args(x, hx, batch_sizes)
+        states = hx if self.mode == "LSTM" else (hx,)
+        weights = self._weights()
+        self._check_rest(x, states, weights, batch_sizes)
+        y, h_n, c_n = functional.run(
+            self.cell,
+            x,
+            *(states if len(states) == 2 else (hx, None)),
+            weights,
+            _NO_ROWS if batch_sizes is None else functional.Rows(batch_sizes),
+            self.bidirectional,
+            self.batch_first,
+            self.dropout if self.training else 0.0,
+            self.schedule,
+            self.backend,
+        )
+        return y, (h_n, c_n) if self.mode == "LSTM" else h_n
+
+    def _check_rest(self, x: Tensor, states, weights: tuple[Weights, ...], batch_sizes: Tensor | None) -> None:
+        """What torch.nn leaves to its kernels to find, or to overlook."""
+        if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        _check_states(x, states, weights[0].w_ih)
+        misfit = "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0])
+        if misfit := misfit or checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
+            raise RuntimeError(misfit)
+
+    def _weights(self) -> tuple[Weights, ...]:
+        """The parameters as `functional` takes them, layer by layer, forward before reverse."""
+        flat, each = self._flat_weights, len(self._all_weights[0])
+        absent = (None, None)
+        return tuple(
+            Weights(
+                *flat[k : k + 2],
+                *(flat[k + 2 : k + 4] if self.bias else absent),
+                flat[k + each - 1] if self.proj_size else None,
+            )
+            for k in range(0, len(flat), each)
+        )
+
+    def _zeros(self, x: Tensor, batch: int):
+        return self._zero_state(x, batch, self.proj_size or self.hidden_size)
+
+    def _zero_state(self, x: Tensor, batch: int, width: int) -> Tensor:
+        like = self._flat_weights[0] if x.dtype == torch.int64 else x
+        return torch.zeros(len(self._all_weights), batch, width, dtype=like.dtype, device=x.device)
+
+    def _check_state_dims(self, hx, dims: int, what: str) -> None:
+        if hx.dim() != dims:
+            raise RuntimeError(f"For {what} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+
+    def _unsqueezed(self, hx):
+        return hx.unsqueeze(1)
+
+    def _squeezed(self, hx):
+        return hx.squeeze(1)
+
+
+class RNN(_Recurrent):
+    """torch.nn.RNN: h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), act tanh or relu. See `functional.rnn`."""
+
+    _name_tensor = " tensor"
+
+    def __init__(self, *args, **kwargs) -> None:
+        _refuse_projection(kwargs)
+        if len(args) > 3:
+            self.nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+
+class GRU(_Recurrent):
+    """torch.nn.GRU, and with reset_after=False the textbook's. Formulas: `functional.gru`."""
+
+    def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+        self._set_options(backend=self.backend, schedule=self.schedule, reset_after=reset_after)
+
+    @property
+    def cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+
+class LSTM(_Recurrent):
+    """torch.nn.LSTM, with its projection (proj_size). Formulas: `functional.lstm`."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return layers, batch, self.hidden_size
+
+    def check_forward_args(self, input, hidden, batch_sizes) -> None:
+        self.check_input(input, batch_sizes)
+        sizes = self.get_expected_hidden_size(input, batch_sizes), self.get_expected_cell_size(input, batch_sizes)
+        for k in (0, 1):
+            self.check_hidden_size(hidden[k], sizes[k], f"Expected hidden[{k}] size {{}}, got {{}}")
+        if isinstance(hidden, Tensor):
+            raise TypeError("lstm(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+        if len(hidden) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+
+    def permute_hidden(self, hx, permutation: Tensor | None):
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    def _zeros(self, x: Tensor, batch: int):
+        h0 = super()._zeros(x, batch)
+        return h0, self._zero_state(x, batch, self.hidden_size)
+
+    def _check_state_dims(self, hx, dims: int, what: str) -> None:
+        if hx[0].dim() != dims or hx[1].dim() != dims:
+            got = f"({hx[0].dim()}-D, {hx[1].dim()}-D)"
+            raise RuntimeError(f"For {what} input, hx and cx should also be {dims}-D but got {got} tensors")
+
+    def _unsqueezed(self, hx):
+        return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+
+    def _squeezed(self, hx):
+        return hx[0].squeeze(1), hx[1].squeeze(1)
+
+
+class _Cell(_Options, nn.RNNCellBase):
+    """RNNCell, GRUCell and LSTMCell: one step, on the same kernels."""
+
+    def __init__(self, input_size, hidden_size, bias, gates, device, dtype, backend, schedule) -> None:
+        super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
+        self._set_options(backend=backend, schedule=schedule)
+
+    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
+        dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
+        if dims not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if states is not None:
+            self._check_state_dims(states)
+        x = input if dims == 2 else input.unsqueeze(0)
+        if states is None:
+            like = self.weight_ih if x.dtype == torch.int64 else x
+            shape = (x.shape[0], self.hidden_size)
+            states = tuple(torch.zeros(shape, dtype=like.dtype, device=x.device) for _ in range(CELLS[cell].states))
+        elif dims == 1:
+            states = tuple(s.unsqueeze(0) for s in states)
+        self._check(x, states)
+        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
+        if misfit := checks.weights(cell, weights, 1):
+            raise RuntimeError(misfit)
+        h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
+        x = x.unsqueeze(0)
+        _, *after = functional.run(cell, x, h0, c0, weights, _NO_ROWS, False, False, 0.0, self.schedule, self.backend)
+        after = tuple(s.squeeze(0) for s in after[: len(states)])
+        return after if dims == 2 else tuple(s.squeeze(0) for s in after)
+
+    def _check_state_dims(self, states) -> None:
+        if states[0].dim() not in (1, 2):
+            name = type(self).__name__
+            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {states[0].dim()}D instead")
+
+    def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
+        if x.dtype != torch.int64 or x.dim() == 2:
+            if x.shape[1] != self.input_size:
+                raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+            _check_dtype(x, self.weight_ih)
+        for k, state in enumerate(states):
+            if state.shape[0] != x.shape[0]:
+                raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
+            if state.dim() != 2 or state.shape[1] != self.hidden_size:
+                got = f"got {state.shape[-1]}, expected {self.hidden_size}"
+                raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {got}")
+        _check_states(x, states, self.weight_ih)
+
+
+class RNNCell(_Cell):
+    """torch.nn.RNNCell: one step of `functional.rnn`."""
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
+        device=None, dtype=None, *, backend: str = "auto", schedule: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, 1, device, dtype, backend, schedule)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))[0]
+
+
+class GRUCell(_Cell):
+    """torch.nn.GRUCell: one step of `functional.gru`; reset_after=False as there."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
+        *, reset_after: bool = True, backend: str = "auto", schedule: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype, backend, schedule)
+        self._set_options(backend=backend, schedule=schedule, reset_after=reset_after)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        cell = "gru" if self.reset_after else "gru_reset_before"
+        return self._step(cell, input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(_Cell):
+    """torch.nn.LSTMCell: one step of `functional.lstm`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
+        *, backend: str = "auto", schedule: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, 4, device, dtype, backend, schedule)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        return self._step("lstm", input, hx)
+
+    def _check_state_dims(self, states) -> None:
+        for k, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead")
+        if isinstance(states, Tensor):
+            raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+        if len(states) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+
+
+def _refuse_projection(kwargs) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+def _check_states(x: Tensor, states: tuple[Tensor, ...], weight: Tensor) -> None:
+    for what, tensor in (*(("hidden", s) for s in states), ("parameter", weight)):
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"Input and {what} tensors are not at the same device, "
+                f"found input tensor at {x.device} and {what} tensor at {tensor.device}"
+            )
+    for state in states:
+        _check_dtype(state, weight)
+
+
+def _check_dtype(tensor: Tensor, weight: Tensor) -> None:
+    if tensor.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        got, wanted = (t.type().rpartition(".")[2].removesuffix("Tensor") for t in (tensor, weight))
+        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {got} and {wanted}")
