@@ -1,0 +1,63 @@
+"""Tell how a training run is going: one line that rewrites itself on a terminal, plain lines anywhere else."""
+
+from types import TracebackType
+from typing import Self
+
+import rich.console
+import rich.progress
+from rich.table import Column
+
+from fusedrnn.lm.trainer import Epoch
+
+STRETCHES = 20  # plain lines a run
+
+
+class Progress:
+    """A context manager to call with every epoch.
+
+    label: the corpus, named on every line
+    console: where to write, standard output by default
+    """
+
+    def __init__(self, epochs: int, label: str, console: rich.console.Console | None = None):
+        self.epochs, self.label = epochs, label
+        self.console = console or rich.console.Console(highlight=False, markup=False, soft_wrap=True)
+        self._line = rich.progress.Progress(
+            rich.progress.TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
+            rich.progress.TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            ),
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._line.add_task(label, total=epochs, numbers="")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._line.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._line.stop()
+
+    def __call__(self, epoch: Epoch) -> None:
+        if self.console.is_terminal:
+            self._line.update(self._task, completed=epoch.epoch, numbers=self._numbers(epoch))
+        elif self.ends_stretch(epoch):
+            self.console.print(f"{self.label}  {self._numbers(epoch)}")
+
+    def ends_stretch(self, epoch: Epoch) -> bool:
+        """Whether a plain line is due: after the first epoch, the last, and about STRETCHES in between."""
+        stretch = -(-self.epochs // STRETCHES)
+        return epoch.epoch in (1, self.epochs) or epoch.epoch % stretch == 0
+
+    def _numbers(self, epoch: Epoch) -> str:
+        remaining = round(epoch.seconds / epoch.epoch * (self.epochs - epoch.epoch))
+        return (
+            f"epoch {epoch.epoch:{len(str(self.epochs))}}/{self.epochs}  loss {epoch.loss:.4f}  "
+            f"perplexity {epoch.perplexity:.3f}  {epoch.tokens_per_second:,.0f} tokens/s  "
+            f"ETA {remaining // 60}:{remaining % 60:02}"
+        )
