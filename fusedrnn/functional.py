@@ -11,7 +11,7 @@ Shapes use the legend of `fusedrnn.cells`, and L for layers. All three take
     dropout        probability of zeroing an element of the output of every layer but the last; 0 in evaluation. On the
                    CPU the masks are torch.nn's under the same seed
     batch_sizes    int64 [T] on the CPU: x is the data of a torch.nn.utils.rnn.PackedSequence with these sizes
-    lengths        int64 [B], in any order: row (t, b) takes part iff t < lengths[b]. The other rows of y are zero, those
+    lengths        int64 [B], any order: row (t, b) takes part iff t < lengths[b]. The other rows of y are zero, those
                    of x get no gradient, and the state passes through them
     resets         bool [T, B] ([B, T] with batch_first): the state is set to zero before step t
     schedule       "hoisted": x W_ih of all steps in one GEMM before the loop; "concat": [x, h] [W_ih; W_hh] in each
