@@ -1,7 +1,7 @@
 """Builds the compiled kernels into one shared library, fusedrnn/_cpu.so. All else is in pyproject.toml.
 
-The library is no Python module: it registers its ops through torch's stable ABI, so it links to no Python, and one build
-serves every Python and every torch from 2.10 on.
+The library is no Python module: it registers its ops through torch's stable ABI, so it links to no Python, and one
+build serves every Python and every torch from 2.10 on.
 
 FUSEDRNN_BUILD  auto (default): build, or go without where there is no compiler; cpu: build or fail; none: Python only
 CXX, CXXFLAGS, MAX_JOBS  as everywhere: the compiler (g++), flags added at the end, jobs at a time
