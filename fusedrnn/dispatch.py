@@ -6,10 +6,8 @@ Adding a backend is one file under `backends/` and one line in `REGISTRY`.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterator
-from contextvars import ContextVar
 
 from fusedrnn.backends.base import Backend, BackendError, Problem
 from fusedrnn.backends.cpu import CpuBackend
@@ -18,18 +16,22 @@ from fusedrnn.backends.torch import TorchBackend
 
 REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TorchBackend(), ReferenceBackend())}
 
-_default: ContextVar[str | None] = ContextVar("fusedrnn_backend", default=None)
+_default = ""  # what the innermost use_backend names
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Inside the block every layer whose own `backend` is "auto" runs on `name`. ValueError for an unknown name."""
+    """Inside the block every layer whose own `backend` is "auto" runs on `name`. ValueError for an unknown name.
+
+    Like torch.backends' flags it holds for the whole process, and compiled code is guarded on it.
+    """
+    global _default
     check_backend(name)
-    token = _default.set(name)
+    before, _default = _default, name
     try:
         yield
     finally:
-        _default.reset(token)
+        _default = before
 
 
 def check_backend(name: str) -> None:
@@ -43,18 +45,7 @@ def select(problem: Problem, backend: str = "auto") -> str:
     A backend that was named, here, by `use_backend` or by FUSEDRNN_BACKEND, is taken or refused, never replaced.
     Raises BackendError with every backend's reasons.
     """
-    return _select(problem, requested(backend))
-
-
-def requested(backend: str) -> str:
-    """`backend`; where that is "auto", what `use_backend` or else FUSEDRNN_BACKEND names."""
-    if backend != "auto":
-        return backend
-    return _default.get() or os.environ.get("FUSEDRNN_BACKEND") or "auto"
-
-
-@functools.lru_cache(maxsize=4096)
-def _select(problem: Problem, backend: str) -> str:
+    backend = requested(backend)
     check_backend(backend)
     if backend == "auto":
         for name in preference(problem):
@@ -64,6 +55,13 @@ def _select(problem: Problem, backend: str) -> str:
         return backend
     who = "no backend can" if backend == "auto" else f"backend {backend!r} cannot"
     raise BackendError(f"{who} run {problem}. {_all_reasons(problem)}")
+
+
+def requested(backend: str) -> str:
+    """`backend`; where that is "auto", what `use_backend` or else FUSEDRNN_BACKEND names."""
+    if backend != "auto":
+        return backend
+    return _default or os.environ.get("FUSEDRNN_BACKEND") or "auto"
 
 
 def preference(problem: Problem) -> tuple[str, ...]:

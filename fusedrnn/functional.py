@@ -34,8 +34,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedrnn import checks, dispatch, ops, reference
-from fusedrnn.autograd import FUNCTIONS
+from fusedrnn import autograd, checks, dispatch, ops, reference
 from fusedrnn.backends.base import Problem
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
@@ -242,19 +241,22 @@ def _autocast(cell, x, h0, c0, weights):
 def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
     spec, w = CELLS[cell], weights[0]
-    absent = w.w_ih.new_empty(0)
     tensors = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), *places)
-    given = tuple(absent if t is None else t for t in tensors)
+    compiling = torch.compiler.is_compiling()
+    if compiling:  # Dynamo refuses a Function that gets one tensor twice
+        given = tuple(w.w_ih.new_empty(0) if t is None else t for t in tensors)
+    else:
+        absent = w.w_ih.new_empty(0)
+        given = tuple(absent if t is None else t for t in tensors)
     direction = 2 if len(weights) == 2 else 0
     precision = _precision(w.w_ih)
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    if forward_ad._current_level >= 0 or (transformed and torch.compiler.is_compiling()):
+    transformed = torch._C._are_functorch_transforms_active()
+    if forward_ad._current_level >= 0 or (transformed and compiling):
         return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
     differentiate = torch.is_grad_enabled() and (transformed or any(t.requires_grad for t in given))
     save = "full" if differentiate else "none"
     row_offsets, lengths, resets = places
-    name = _select(
-        dispatch.requested(backend),
+    facts = (
         cell,
         x.device.type,
         w.w_ih.dtype,
@@ -274,9 +276,13 @@ def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> 
         save,
         precision,
     )
+    if compiling:
+        name = dispatch.select(Problem(*facts), backend)
+    else:
+        name = _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
     if differentiate:
-        return FUNCTIONS[spec.op].apply(*given, spec.op, *options)[:3]
+        return autograd.apply(spec.op, *given, spec.op, *options)[:3]
     return ops.FORWARD[spec.op](*given, *options)[:3]
 
 

@@ -120,6 +120,12 @@ class _Recurrent(_Options, nn.RNNBase):
         if misfit := misfit or checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
             raise RuntimeError(misfit)
 
+    def _update_flat_weights(self) -> None:
+        """Follow parameters that were replaced, as by torch.func.functional_call; torch's own takes 8 us to look."""
+        held = self._parameters
+        if any(held.get(name) is not w for name, w in zip(self._flat_weights_names, self._flat_weights, strict=True)):
+            self._init_flat_weights()
+
     def _weights(self) -> tuple[Weights, ...]:
         """The parameters as `functional` takes them, layer by layer, forward before reverse."""
         flat, each = self._flat_weights, len(self._all_weights[0])

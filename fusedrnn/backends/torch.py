@@ -18,6 +18,7 @@ from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call, Weights
 
 aten = torch.ops.aten
+_HAS_ONEDNN, _HAS_CUDNN = torch.backends.mkldnn.is_available(), torch.backends.cudnn.is_available()
 
 
 class TorchBackend(Backend):
@@ -30,7 +31,7 @@ class TorchBackend(Backend):
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
         reasons = super().not_supported_reasons(problem)
-        if problem.device == "cuda" and not torch.backends.cudnn.is_available():
+        if problem.device == "cuda" and not _HAS_CUDNN:
             reasons.append("this torch has no cuDNN")
         if problem.device == "cpu":
             reasons += _onednn_reasons(problem)
@@ -91,7 +92,7 @@ _LSTM = 2  # `mode` of the two ops, which number the cells as cuDNN does
 
 
 def _onednn_reasons(problem: Problem) -> list[str]:
-    reasons = [] if torch.backends.mkldnn.is_available() else ["this torch has no oneDNN"]
+    reasons = [] if _HAS_ONEDNN else ["this torch has no oneDNN"]
     if problem.cell != "lstm":
         reasons.append("on the CPU oneDNN runs lstm only")
     if problem.dtype != torch.float32:
