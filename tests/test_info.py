@@ -24,6 +24,13 @@ def test_readme_has_the_present_support_matrix():
     assert info.with_matrix(readme) == readme, "run: python -m fusedrnn.info --write-readme README.md"
 
 
+def test_readme_example_runs():
+    _, _, rest = README.read_text(encoding="utf-8").partition("```python\n")
+    example = rest.partition("```")[0]
+    assert "fusedrnn.LSTM" in example
+    exec(compile(example, "README.md", "exec"), {})
+
+
 def test_write_readme(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{info.BEGIN}\nstale\n{info.END}\nafter\n")
