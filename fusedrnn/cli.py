@@ -61,7 +61,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.out or f"runs/{Path(corpus.name).stem}-{config.cell}-{config.hidden}", arguments.force)
     print(
         f"{describe(trainer.config, corpus.label)}: vocabulary {len(trainer.vocab)}, "
-        f"{len(trainer.batches)} batches of {config.batch_size} x {config.steps}, {torch.get_num_threads()} threads"
+        f"{len(trainer.batches)} batches of {config.batch_size} x {config.steps}, threads {torch.get_num_threads()}"
     )
     with Progress(config.epochs, corpus.label) as progress:
         for epoch in trainer.run():
@@ -100,8 +100,7 @@ def info_command(arguments: argparse.Namespace) -> int:
     """Say what is built, what is available, and why not."""
     from fusedrnn import info
 
-    info.main()
-    return 0
+    return info.main()
 
 
 def _corpus(arguments: argparse.Namespace) -> Corpus:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import http.client
 import os
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,10 @@ def _download(name: str, destination: Path) -> bytes:
         try:
             with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
                 data: bytes = response.read(entry.size + 1)
+                if response.length and len(data) <= entry.size:
+                    raise http.client.IncompleteRead(data, response.length)
         except (OSError, http.client.HTTPException) as error:
-            failures.append(f"{url}: {error}")
+            failures.append(f"{urllib.parse.urlsplit(url).hostname}: {getattr(error, 'reason', error)}")
             continue
         if mismatch := _sha1_mismatch(name, data, url):
             wrong.append(mismatch)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fusedrnn
+from fusedrnn.dispatch import check_backend, requested
+from fusedrnn.lm.errors import ConfigError
 
 State: TypeAlias = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -62,12 +64,18 @@ def build_model(
     library: 'fusedrnn', or 'torch' for the control. Parameter names are the same, so weights of one load into the other
     backend: handed to the fused layer
     init: 'torch' keeps what the layers draw themselves; 'normal' draws weights from N(0, 0.01) and zeroes the biases
+
+    Raises ConfigError when backend, or what the environment names in its place, is unknown.
     """
     class_name, options = CELLS[cell]
     layer: Any
     if library == "torch":
         layer = getattr(nn, class_name)(vocab_size, hidden_size, num_layers, **options)
     else:
+        try:
+            check_backend(requested(backend))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         layer = getattr(fusedrnn, class_name)(vocab_size, hidden_size, num_layers, **options, backend=backend)
     model = LanguageModel(layer, vocab_size)
     if init == "normal":

@@ -108,7 +108,7 @@ class Run:
 def load_run(path: str | Path, library: str | None = None, backend: str = "auto") -> Run:
     """Read a run folder; library and backend say what runs the model now, by default the library it was trained with.
 
-    Raises RunFolderError when a file is missing, damaged, or does not fit the others.
+    Raises RunFolderError when a file is missing, damaged, or does not fit the others; ConfigError for backend.
     """
     folder = Path(path)
     config, label = _read_config(folder / "config.json")

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusedrnn.dispatch import check_backend, requested
 from fusedrnn.lm.batches import SAMPLINGS, Batches
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.errors import ConfigError, TrainingDiverged
@@ -52,11 +51,6 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-        if self.library == "fusedrnn":
-            try:
-                check_backend(requested(self.backend))
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"lr must be a positive number, got {self.lr}")
         if not (math.isfinite(self.clip) and self.clip >= 0):
@@ -90,7 +84,7 @@ class Epoch:
 class Trainer:
     """Everything a run needs, built from a config and a corpus; config is completed with the corpus's own choices.
 
-    Raises CorpusError when the text is shorter than one batch.
+    Raises CorpusError when the text is shorter than one batch, and ConfigError for an unknown backend.
     """
 
     def __init__(self, config: TrainConfig, corpus: Corpus):

@@ -1,0 +1,147 @@
+import csv
+import dataclasses
+import hashlib
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+
+from fusedrnn.lm import RunFolderError, Trainer
+from fusedrnn.lm.corpus import pydoc_in_place_of
+from fusedrnn.lm.plots import draw_curve
+from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run
+
+from .conftest import SMALL
+
+
+def trained(corpus, folder, **options):
+    trainer = Trainer(dataclasses.replace(SMALL, **options), corpus)
+    target = RunFolder(folder)
+    for _ in trainer.run():
+        if len(trainer.history) == 1:
+            target.begin(trainer)
+    target.finish(trainer)
+    return trainer
+
+
+def test_files(tmp_path, small):
+    trainer = trained(small, tmp_path / "a" / "run")
+    folder = tmp_path / "a" / "run"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["train"] == dataclasses.asdict(trainer.config)
+    assert config["corpus"]["sha1"] == hashlib.sha1((folder / "text.txt").read_bytes()).hexdigest()
+    assert (folder / "text.txt").read_bytes() == small.data
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [float(row["loss"]) for row in rows] == [epoch.loss for epoch in trainer.history]
+    with Image.open(folder / "curve.png") as curve:
+        assert curve.size == (1080, 630)
+
+
+@pytest.mark.parametrize("cell", ["rnn_relu", "gru", "lstm"])
+def test_read_back_is_what_was_written(tmp_path, small, cell):
+    trainer = trained(small, tmp_path / "run", cell=cell, layers=2)
+    tokens = trainer.batches.tokens[:20].unsqueeze(1)
+    for library in ("fusedrnn", "torch"):
+        run = load_run(tmp_path / "run", library)
+        assert run.vocab.idx_to_token == trainer.vocab.idx_to_token
+        assert run.label == "pydoc"
+        torch.testing.assert_close(run.model(tokens)[0], trainer.model(tokens)[0], rtol=0, atol=1e-5)
+
+
+def test_safetensors_file_loads_into_torch(run):
+    weights = safetensors.torch.load_file(run / "model.safetensors")
+    layer = {name.removeprefix("rnn."): weight for name, weight in weights.items() if name.startswith("rnn.")}
+    vocabulary = len(json.loads((run / "vocab.json").read_text())["idx_to_token"])
+    nn.GRU(vocabulary, SMALL.hidden).load_state_dict(layer)
+
+
+def test_every_output_names_what_a_corpus_stands_in_for(tmp_path):
+    trainer = trained(pydoc_in_place_of("timemachine"), tmp_path / "run")
+    label = "pydoc (standing in for timemachine)"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["corpus"]["label"] == label
+    metrics = (tmp_path / "run" / "metrics.csv").read_text()
+    assert {row["corpus"] for row in csv.DictReader(metrics.splitlines())} == {label}
+    assert load_run(tmp_path / "run").label == label
+    assert label in describe(trainer.config, label)
+
+
+def test_used_folder_is_refused_and_left_as_it_was(run):
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(RunFolderError, match="is not empty"):
+        RunFolder(run)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_force_replaces_a_run_and_nothing_else(run, small):
+    (run / "notes.md").write_text("mine")
+    trainer = Trainer(dataclasses.replace(SMALL, seed=1), small)
+    folder = RunFolder(run, force=True)
+    assert (run / "model.safetensors").exists()  # until there is something to put in its place
+    folder.begin(trainer)
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "notes.md", "text.txt", "vocab.json"]
+
+
+def test_force_leaves_alone_what_is_no_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="holds something that is no run"):
+        RunFolder(tmp_path, force=True)
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot make the run folder"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def edit_config(change):
+    def damage(run):
+        config = json.loads((run / "config.json").read_text())
+        change(config)
+        (run / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+DAMAGES = {
+    **{
+        f"no {name}": lambda run, name=name: (run / name).unlink()
+        for name in FILES
+        if name.endswith(("json", "tensors"))
+    },
+    "config not json": lambda run: (run / "config.json").write_text("{"),
+    "config not utf-8": lambda run: (run / "config.json").write_bytes(b"\xff\xfe\xfd"),
+    "config a list": lambda run: (run / "config.json").write_text("[]"),
+    "config of the future": edit_config(lambda config: config.update(format=99)),
+    "config incomplete": edit_config(lambda config: config.pop("corpus")),
+    "unknown option": edit_config(lambda config: config["train"].update(attention=True)),
+    "unknown cell": edit_config(lambda config: config["train"].update(cell="elman")),
+    "other hidden size": edit_config(lambda config: config["train"].update(hidden=17)),
+    "hidden size no integer": edit_config(lambda config: config["train"].update(hidden=16.0)),
+    "other number of layers": edit_config(lambda config: config["train"].update(layers=10**9)),
+    "other cell": edit_config(lambda config: config["train"].update(cell="lstm")),
+    "vocab not json": lambda run: (run / "vocab.json").write_text("<unk>"),
+    "vocab too short": lambda run: (run / "vocab.json").write_text('{"idx_to_token": ["<unk>", "a"]}'),
+    "weights cut off": lambda run: (run / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
+    "weights not finite": lambda run: safetensors.torch.save_file(
+        {name: weight * torch.nan for name, weight in safetensors.torch.load_file(run / "model.safetensors").items()},
+        run / "model.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_run(run, damage):
+    DAMAGES[damage](run)
+    with pytest.raises(RunFolderError, match=r"config\.json|vocab\.json|model\.safetensors") as caught:
+        load_run(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_curve_of_any_title_and_length(small):
+    trainer = Trainer(SMALL, small)
+    next(trainer.run())
+    assert draw_curve(trainer.history, "one epoch of $a$ \u6f22 " + "long " * 40).startswith(b"\x89PNG")

@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+
+from fusedrnn.lm import ConfigError, Vocab, build_model, continuation, generate
+
+VOCAB = Vocab("abc")
+
+
+@pytest.fixture(params=["fusedrnn", "torch"])
+def model(request):
+    torch.manual_seed(0)
+    return build_model(len(VOCAB), "lstm", 8, library=request.param).double()
+
+
+def test_greedy_takes_the_likeliest_of_the_whole_history(model):
+    """Carrying the state one step at a time is the same as reading everything from the start every time."""
+    text = "ab"
+    for _ in range(12):
+        scores, _ = model(VOCAB.encode(text).unsqueeze(1))
+        text += VOCAB.idx_to_token[1 + int(scores[-1, 0, 1:].argmax())]
+    assert continuation(model, VOCAB, "ab", 12) == text
+
+
+def test_one_token_a_step_without_a_graph(model):
+    shapes = []
+    model.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape))
+    characters = generate(model, VOCAB, "abc", 4)
+    next(characters)
+    assert torch.is_grad_enabled()
+    assert len("".join(characters)) == 3
+    assert shapes == [(3, 1), (1, 1), (1, 1), (1, 1)]
+
+
+def test_seed_decides_what_is_drawn(model):
+    def draw(seed):
+        return "".join(generate(model, VOCAB, "a", 60, 1.0, torch.Generator().manual_seed(seed)))
+
+    assert draw(0) == draw(0) != draw(1)
+
+
+def test_draws_follow_the_models_distribution(model):
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([5.0, math.log(0.5), math.log(0.3), math.log(0.2)]))
+    for temperature, shares in [(1.0, (0.5, 0.3, 0.2)), (0.5, (0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38))]:
+        drawn = "".join(generate(model, VOCAB, "a", 3000, temperature, torch.Generator().manual_seed(0)))
+        assert len(drawn) == 3000  # `<unk>` would be longer
+        for token, share in zip("abc", shares, strict=True):
+            assert drawn.count(token) / 3000 == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-8])
+def test_tiny_temperature_is_greedy(model, temperature):
+    assert "".join(generate(model, VOCAB, "a", 20, temperature)) == continuation(model, VOCAB, "a", 20)[1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "abzé"}, "the prompt holds 'z', 'é', which the model was not trained on"),
+        ({"num_chars": -1}, "num_chars must not be negative"),
+        ({"temperature": -0.1}, "temperature must be"),
+        ({"temperature": math.nan}, "temperature must be"),
+        ({"temperature": math.inf}, "temperature must be"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_raise_before_the_first_character(model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        generate(model, VOCAB, **{"prompt": "a", "num_chars": 1} | options)
