@@ -10,6 +10,7 @@ import torch
 
 from fusedrnn.lm.batches import Batches
 from fusedrnn.lm.corpus import load_corpus
+from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.model import LanguageModel, State
 from fusedrnn.lm.text import Vocab, normalize
 
@@ -67,7 +68,12 @@ def load_data_time_machine(
 
 @torch.no_grad()
 def predict(prefix: str, num_preds: int, net: CourseNet, vocab: Vocab, device: torch.device | str | None = None) -> str:
-    """The prefix and the num_preds characters that net holds likeliest after it, one step at a time."""
+    """The prefix and the num_preds characters that net holds likeliest after it, one step at a time.
+
+    Raises ConfigError when the prefix is empty: there is nothing to go on from.
+    """
+    if not prefix:
+        raise ConfigError("the prefix is empty")
     state = net.begin_state(batch_size=1, device=device)
     tokens = vocab[list(prefix)]
     for step in range(len(prefix) + num_preds - 1):

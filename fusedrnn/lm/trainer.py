@@ -88,16 +88,16 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, corpus: Corpus):
-        self.config = config = dataclasses.replace(
-            config,
-            tokens=corpus.tokens if config.tokens == "auto" else config.tokens,
-            max_tokens=corpus.max_tokens if config.max_tokens is None else config.max_tokens,
-        )
+        tokens = corpus.tokens if config.tokens == "auto" else config.tokens
+        max_tokens = corpus.max_tokens if config.max_tokens is None else config.max_tokens
         self.corpus = corpus
-        self.text = normalize(corpus.text, config.tokens)
+        self.text = normalize(corpus.text, tokens)
+        if max_tokens >= len(self.text):
+            max_tokens = 0
+        self.config = config = dataclasses.replace(config, tokens=tokens, max_tokens=max_tokens)
         self.vocab = Vocab(self.text)
         self.batches = Batches(
-            self.vocab.encode(self.text[: config.max_tokens or None]),
+            self.vocab.encode(self.text[: max_tokens or None]),
             config.batch_size,
             config.steps,
             config.sampling,

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fusedrnn
-from fusedrnn.lm import CorpusUnavailable, RNNModel, Vocab, load_data_time_machine, predict
+from fusedrnn.lm import ConfigError, CorpusUnavailable, RNNModel, Vocab, load_data_time_machine, predict
 
 
 @pytest.fixture
@@ -80,6 +80,11 @@ class NextLetter:
 def test_predict():
     assert predict("ab", 5, NextLetter(), Vocab("aaabbc")) == "abc<unk>abc"
     assert predict("ab", 0, NextLetter(), Vocab("aaabbc")) == "ab"
+
+
+def test_predict_needs_a_prefix():
+    with pytest.raises(ConfigError, match="the prefix is empty"):
+        predict("", 5, NextLetter(), Vocab("abc"))
 
 
 def test_one_hot_relu_rnn_learns(data):

@@ -111,6 +111,7 @@ def test_config_is_completed_by_the_corpus(small):
     trainer = Trainer(dataclasses.replace(SMALL, tokens="char", max_tokens=0), small)
     assert (trainer.config.tokens, trainer.config.max_tokens) == ("char", 0)
     assert len(trainer.batches.tokens) == len(small.text)
+    assert Trainer(dataclasses.replace(SMALL, max_tokens=10**9), small).config.max_tokens == 0
 
 
 def test_short_run_learns(timemachine):
