@@ -13,7 +13,7 @@ Shapes use the legend of `fusedrnn.cells`, and L for layers. All three take
     batch_sizes    int64 [T] on the CPU: x is the data of a torch.nn.utils.rnn.PackedSequence with these sizes
     lengths        int64 [B], any order: row (t, b) takes part iff t < lengths[b]. The other rows of y are zero, those
                    of x get no gradient, and the state passes through them
-    resets         bool [T, B] ([B, T] with batch_first): the state is set to zero before step t
+    resets         bool [T, B] ([B, T] with batch_first): the state is zero before step t, where row (t, b) takes part
     schedule       "hoisted": x W_ih of all steps in one GEMM before the loop; "concat": [x, h] [W_ih; W_hh] in each
                    step; "auto": the backend's measured rule
     backend        "auto", or a name in `fusedrnn.dispatch.REGISTRY`
@@ -276,10 +276,7 @@ def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> 
         save,
         precision,
     )
-    if compiling:
-        name = dispatch.select(Problem(*facts), backend)
-    else:
-        name = _select(dispatch.requested(backend), *facts)
+    name = dispatch.select(Problem(*facts), backend) if compiling else _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
     if differentiate:
         return autograd.apply(spec.op, *given, spec.op, *options)[:3]

@@ -11,6 +11,8 @@ graph. Added are int64 tokens in place of one-hot rows, and keyword-only options
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -115,7 +117,7 @@ class _Recurrent(_Options, nn.RNNBase):
         """What torch.nn leaves to its kernels to find, or to overlook."""
         if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        _check_states(x, states, weights[0].w_ih)
+        _check_states(x, states, self._flat_weights)
         misfit = "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0])
         if misfit := misfit or checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
             raise RuntimeError(misfit)
@@ -197,6 +199,8 @@ class LSTM(_Recurrent):
         return layers, batch, self.hidden_size
 
     def check_forward_args(self, input, hidden, batch_sizes) -> None:
+        if batch_sizes is not None and input.dtype != torch.int64:
+            _check_dtype(input, self._flat_weights[0])  # torch.nn.LSTM finds this in packed input only at its GEMM
         self.check_input(input, batch_sizes)
         sizes = self.get_expected_hidden_size(input, batch_sizes), self.get_expected_cell_size(input, batch_sizes)
         for k in (0, 1):
@@ -272,9 +276,9 @@ class _Cell(_Options, nn.RNNCellBase):
             if state.shape[0] != x.shape[0]:
                 raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
             if state.dim() != 2 or state.shape[1] != self.hidden_size:
-                got = f"got {state.shape[-1]}, expected {self.hidden_size}"
+                got = f"got {state.size(1)}, expected {self.hidden_size}"
                 raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {got}")
-        _check_states(x, states, self.weight_ih)
+        _check_states(x, states, (self.weight_ih, self.weight_hh))
 
 
 class RNNCell(_Cell):
@@ -337,15 +341,16 @@ def _refuse_projection(kwargs) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-def _check_states(x: Tensor, states: tuple[Tensor, ...], weight: Tensor) -> None:
-    for what, tensor in (*(("hidden", s) for s in states), ("parameter", weight)):
-        if tensor.device != x.device:
-            raise RuntimeError(
-                f"Input and {what} tensors are not at the same device, "
-                f"found input tensor at {x.device} and {what} tensor at {tensor.device}"
-            )
+def _check_states(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for what, tensors in (("hidden", states), ("parameter", weights)):
+        for tensor in tensors:
+            if tensor.device != x.device:
+                raise RuntimeError(
+                    f"Input and {what} tensors are not at the same device, "
+                    f"found input tensor at {x.device} and {what} tensor at {tensor.device}"
+                )
     for state in states:
-        _check_dtype(state, weight)
+        _check_dtype(state, weights[0])
 
 
 def _check_dtype(tensor: Tensor, weight: Tensor) -> None:

@@ -95,12 +95,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         cs: list = [None] * call.T
         chunk_starts = []
         for count, t in enumerate(steps(call, d)):
-            if call.resets is not None:
-                keep = (~call.resets[t])[:, None].to(dtype)
-                h, c = h * keep, None if c is None else c * keep
             if count % LEAN_CHUNK == 0 and c is not None:
                 chunk_starts.append(c)
-            h_new, c_new, kept_t = step(call.cell, gx[t], h, c, weights)
+            h_in, c_in = h, c
+            if call.resets is not None:
+                keep = (~call.resets[t])[:, None].to(dtype)
+                h_in, c_in = h * keep, None if c is None else c * keep
+            h_new, c_new, kept_t = step(call.cell, gx[t], h_in, c_in, weights)
             if rows.active is None:
                 h, c, ys[t] = h_new, c_new, h_new
             else:

@@ -64,8 +64,12 @@ class _Direction:
         if call.c0 is not None:
             self.dc = zeros((call.B, call.H), dtype=dtype) if dc_n is None else dc_n[d].to(dtype)
             self.c = rows.grid(cells[d] if call.row_offsets is not None else cells[d].view(call.T, call.B, call.H))
-        if saved.numel():
-            kept = saved[d] if call.row_offsets is not None else saved[d].view(call.T, call.B, -1, call.H)
+        if call.spec.saved:
+            kept = (
+                saved[d]
+                if call.row_offsets is not None
+                else saved[d].view(call.T, call.B, len(call.spec.saved), call.H)
+            )
             self.saved = rows.grid(kept).to(dtype)
         self.h_prev = torch.empty_like(self.y)
         if call.cell == "gru_reset_before":
@@ -87,6 +91,9 @@ class _Direction:
             active = None if self.rows.active is None else self.rows.active[t][:, None]
             dh_t = dh + self.dy[t]
             gx, gh, dh_new, dc_new = self._step(t, dh_t, dc, h_prev, c_prev, dw_hr, active)
+            if call.resets is not None:
+                keep = (~call.resets[t])[:, None].to(self.dtype)
+                dh_new, dc_new = dh_new * keep, None if dc_new is None else dc_new * keep
             if active is not None:
                 gx, gh = (torch.where(active, g, torch.zeros_like(g)) for g in (gx, gh))
                 dh_new = torch.where(active, dh_new, dh)
@@ -94,9 +101,6 @@ class _Direction:
             dgates_x[t] = gx
             if dgates_h is not dgates_x:
                 dgates_h[t] = gh
-            if call.resets is not None:
-                keep = (~call.resets[t])[:, None].to(self.dtype)
-                dh_new, dc_new = dh_new * keep, None if dc_new is None else dc_new * keep
             dh, dc = dh_new, dc_new
         return dgates_x, dgates_h, dh, dc, dw_hr
 

@@ -1,0 +1,218 @@
+"""Every backend against the reference in float64, and against itself: bits, threads, schedules, memory."""
+
+import pytest
+import torch
+from problems import (
+    PROBLEMS,
+    Sample,
+    assert_close_to_float64,
+    assert_equal,
+    backward,
+    cases,
+    forward,
+    inputs_of,
+    run,
+    run_torch,
+)
+
+import fusedrnn
+from fusedrnn import ops
+from fusedrnn.backends.base import BackendError, Problem
+from fusedrnn.cells import CELLS
+from fusedrnn.dispatch import REGISTRY, explain, select, use_backend
+
+BACKENDS = tuple(REGISTRY)
+SHARED_LAYOUT = (
+    "cpu",
+    "reference",
+)  # `torch` keeps what its libraries like, and infers with other kernels than it trains
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill what torch.empty returns with NaN, so that an element no kernel writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_poison_reaches_the_outputs():
+    call = Sample("lstm", T=3, B=2, I=4, H=5).call(torch.float32)
+    for backend in REGISTRY.values():
+        y, h_n, c_n, *_ = backend.new_outputs(call)
+        assert y.isnan().all() and h_n.isnan().all() and c_n.isnan().all(), backend.name
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float32))
+def test_float32_error_is_at_most_twice_that_of_torch(sample, backend):
+    theirs = run_torch(sample, torch.float32) or run(sample, "reference", torch.float32)
+    assert_close_to_float64(run(sample, backend, torch.float32), run(sample, "reference", torch.float64), theirs)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(set(BACKENDS) - {"reference"}, torch.float64))
+def test_float64_equals_the_reference(sample, backend):
+    assert_equal(run(sample, backend, torch.float64), run(sample, "reference", torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(("cpu",), torch.float64))
+def test_forward_of_one_backend_with_backward_of_another(sample, backend):
+    want = run(sample, "reference", torch.float64)
+    assert_equal(run(sample, backend, torch.float64, backward_on="reference"), want, 1e-12)
+    assert_equal(run(sample, "reference", torch.float64, backward_on=backend), want, 1e-12)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(("cpu",), torch.float64))
+def test_saved_tensors_are_laid_out_alike(sample, backend):
+    _, _, _, *ours = forward(sample.call(torch.float64), backend)
+    _, _, _, *theirs = forward(sample.call(torch.float64), "reference")
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float32))
+def test_results_repeat_bit_for_bit(sample, backend):
+    assert_equal(run(sample, backend, torch.float32), run(sample, backend, torch.float32))
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(("cpu",), torch.float32))
+def test_outputs_do_not_depend_on_the_threads(sample, backend):
+    call, threads = sample.call(torch.float32, save="none"), torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(forward(call, backend)[:3])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(SHARED_LAYOUT, torch.float32))
+def test_saving_for_backward_changes_no_output(sample, backend):
+    without, kept = (forward(sample.call(torch.float32, save), backend)[:3] for save in ("none", "full"))
+    for one, other in zip(without, kept, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float64))
+@pytest.mark.parametrize("schedule", ["concat", "hoisted"])
+def test_schedules_can_be_forced(sample, backend, schedule):
+    if schedule not in REGISTRY[backend].schedules:
+        with pytest.raises(BackendError, match=f"schedule {schedule} cannot be forced"):
+            select(Problem.of(sample.on(schedule).call(torch.float64)), backend)
+        return
+    assert REGISTRY[backend].schedule(Problem.of(sample.on(schedule).call(torch.float64))) == schedule
+    assert_equal(run(sample.on(schedule), backend, torch.float64), run(sample, "reference", torch.float64), 1e-12)
+
+
+ONE_OF_EACH = [
+    case
+    for case in cases(BACKENDS, torch.float32)
+    if case.values[0] in {Sample(cell, T=9, B=5, I=6, H=18, batch_first=True) for cell in CELLS}
+    or case.values[0].tokens
+]
+
+
+@pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
+def test_absent_and_expanded_cotangents(sample, backend):
+    call = sample.call(torch.float32)
+    outputs = forward(call, backend)
+    absent, zeros = call.h0.new_empty(0), [torch.zeros_like(out) for out in outputs[:3]]
+    given = range(3 if call.c0 is not None else 2)
+    for k in given:
+        one = torch.ones(()).expand(outputs[k].shape)
+        sparse, dense = ([fill] * 3 for fill in (absent, None))
+        sparse[k], dense = one, [one.clone() if j == k else zeros[j] for j in range(3)]
+        for got, want in zip(
+            backward(call, backend, sparse, outputs), backward(call, backend, dense, outputs), strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
+def test_only_what_is_wanted_is_computed(sample, backend):
+    call = sample.call(torch.float32)
+    outputs = forward(call, backend)
+    cotangents = sample.cotangents(outputs[:3])
+    everything = backward(call, backend, cotangents, outputs)
+    for k, tensor in enumerate(inputs_of(call)):
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        grads = backward(call, backend, cotangents, outputs, 1 << k)
+        assert torch.equal(grads[k], everything[k])
+        assert all(grad.shape == (0,) for j, grad in enumerate(grads) if j != k)
+
+
+@pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
+def test_inputs_are_not_written_and_outputs_share_no_memory(sample, backend):
+    call = sample.call(torch.float32)
+    outputs = forward(call, backend)
+    cotangents = sample.cotangents(outputs[:3])
+    inputs = [t for t in (*inputs_of(call), *outputs, *cotangents) if t is not None]
+    before = [t.clone() for t in inputs]
+    grads = [g for g in backward(call, backend, cotangents, outputs) if g.numel()]
+    assert all(torch.equal(t, copy) for t, copy in zip(inputs, before, strict=True))
+    storages = [
+        t.untyped_storage().data_ptr() for t in (*inputs_of(call), *outputs, *grads) if t is not None and t.numel()
+    ]
+    assert len(storages) == len(set(storages))
+
+
+@pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
+def test_fake_kernels_tell_the_truth(sample, backend):
+    call = sample.call(torch.float32)
+    outputs = forward(call, backend)
+    flat, options = (
+        ops.flat(call),
+        (call.cell, ops.direction_of(call), call.batch_first, "auto", "full", "ieee", backend),
+    )
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.FORWARD[call.spec.op], (*flat, *options), test_utils=checks)
+    y, _, _, saved, cells = outputs
+    wanted = sum(1 << k for k, t in enumerate(inputs_of(call)) if t is not None and t.is_floating_point())
+    arguments = (*sample.cotangents(outputs[:3]), *flat, y, saved, cells, *options, wanted)
+    torch.library.opcheck(ops.BACKWARD[call.spec.op], arguments, test_utils=checks)
+
+
+def test_a_named_backend_is_taken_or_refused_with_every_reason():
+    half = Problem("lstm", "cpu", torch.float16, T=3, B=2, I=4, H=5)
+    with pytest.raises(BackendError) as error:
+        select(half, "torch")
+    assert str(error.value).startswith("backend 'torch' cannot run lstm float16 T=3 B=2 I=4 H=5 on cpu. ")
+    for name in REGISTRY:
+        assert f"{name}: " in str(error.value)
+    with pytest.raises(ValueError, match="expected one of auto, cpu, torch, reference, got 'cudnn'"):
+        select(half, "cudnn")
+    with pytest.raises(BackendError, match=r"no backend can run lstm bfloat16 .* on tpu"):
+        select(Problem("lstm", "tpu", torch.bfloat16, T=3, B=2, I=4, H=5))
+
+
+def test_auto_follows_use_backend_and_the_environment(monkeypatch):
+    problem = Problem("gru", "cpu", torch.float32, T=3, B=2, I=4, H=5)
+    monkeypatch.delenv("FUSEDRNN_BACKEND", raising=False)
+    usual = select(problem)
+    with use_backend("reference"):
+        assert select(problem) == "reference"
+        assert select(problem, usual) == usual
+    assert select(problem) == usual
+    monkeypatch.setenv("FUSEDRNN_BACKEND", "reference")
+    assert select(problem) == "reference"
+    monkeypatch.setenv("FUSEDRNN_BACKEND", "torch")
+    with pytest.raises(BackendError, match="backend 'torch' cannot run gru"):
+        select(problem)
+    with pytest.raises(ValueError, match="expected one of"), use_backend("fastest"):
+        pass
+
+
+def test_explain_names_the_backend_the_schedule_and_the_reasons():
+    text = explain(Problem("gru", "cpu", torch.float32, T=3, B=2, I=4, H=5), "reference")
+    assert text.startswith("gru float32 T=3 B=2 I=4 H=5 on cpu: reference, schedule hoisted")
+    assert "torch: on the CPU oneDNN runs lstm only" in text
+
+
+def test_out_of_range_values_are_refused_before_a_kernel_sees_them():
+    net = fusedrnn.GRU(5, 4)
+    for bad in (5, -1):
+        with pytest.raises(IndexError, match=rf"expected tokens in \[0, 5\), the vocabulary, got {bad}"):
+            net(torch.tensor([[0], [bad]]))
