@@ -3,7 +3,6 @@
 import pytest
 import torch
 from problems import (
-    PROBLEMS,
     Sample,
     assert_close_to_float64,
     assert_equal,
