@@ -107,40 +107,40 @@ class RecurrentBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_grads):
-        cotangents, tensors = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        needs = ctx.needs_input_grad[: 3 + len(ops.DIFFERENTIABLE)]
-        with torch.enable_grad():
-            leaves = [
-                t.detach().requires_grad_(t.is_floating_point() and t.numel() > 0) for t in (*cotangents, *tensors)
-            ]
-            first = _reference_gradients(leaves[:3], tuple(leaves[3:]), ctx.options, ctx.wanted)
-            pairs = [(g, gg) for g, gg in zip(first, grad_grads, strict=True) if gg is not None and g is not None]
-            inputs = [t for t, need in zip(leaves, needs, strict=False) if need and t.requires_grad]
-            second = iter(
-                torch.autograd.grad([g for g, _ in pairs], inputs, [gg for _, gg in pairs], allow_unused=True)
-                if pairs and inputs
-                else [None] * len(inputs)
-            )
-        result = [next(second) if need and t.requires_grad else None for t, need in zip(leaves, needs, strict=False)]
-        return (*result, *(None,) * (len(ctx.needs_input_grad) - len(result)))
+        given = ctx.saved_tensors
+        wanted = [k for k in range(len(ops.DIFFERENTIABLE)) if ctx.wanted >> k & 1]
+        asked = [k for k, need in enumerate(ctx.needs_input_grad[: len(given)]) if need and _is_value(given[k])]
+
+        def gradients(*values):
+            replaced = dict(zip(asked, values, strict=True))
+            now = [replaced.get(k, tensor) for k, tensor in enumerate(given)]
+            return _reference_gradients(now[:3], now[3:], ctx.options, wanted)
+
+        first, pull = torch.func.vjp(gradients, *(given[k] for k in asked))
+        pairs = zip(first, (grad_grads[k] for k in wanted), strict=True)
+        second = pull(tuple(torch.zeros_like(g) if gg is None else gg for g, gg in pairs))
+        by_place = dict(zip(asked, second, strict=True))
+        return tuple(by_place.get(k) for k in range(len(ctx.needs_input_grad)))
 
 
-def _reference_gradients(cotangents: list[Tensor], tensors: tuple[Tensor, ...], options, wanted: int):
-    """What RecurrentBackward returns, as a differentiable function of its inputs; None where not wanted."""
+def _is_value(tensor: Tensor) -> bool:
+    """Whether a gradient can flow to an argument: no tokens, no empty tensor for what is absent."""
+    return tensor.is_floating_point() and tensor.shape != (0,)
+
+
+def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], options, wanted: list[int]):
+    """The wanted gradients as a differentiable function of cotangents and inputs, under any transform of torch.func."""
     _op, cell, direction, batch_first, schedule, _save, precision, _backend = options
-    call = ops.call_of(tensors, cell, direction, batch_first, schedule, "none", precision)
-    outputs = reference.forward(call)[:3]
-    given = [(out, g) for out, g in zip(outputs, cotangents, strict=True) if g.shape == out.shape and out.requires_grad]
-    asked = [k for k in range(len(ops.DIFFERENTIABLE)) if wanted >> k & 1]
-    grads = torch.autograd.grad(
-        [out for out, _ in given],
-        [tensors[k] for k in asked],
-        [g for _, g in given],
-        create_graph=True,
-        allow_unused=True,
-    )
-    by_index = dict(zip(asked, grads, strict=True))
-    return [by_index.get(k) for k in range(len(ops.DIFFERENTIABLE))]
+
+    def layer(*values):
+        replaced = dict(zip(wanted, values, strict=True))
+        now = tuple(replaced.get(k, tensor) for k, tensor in enumerate(tensors))
+        call = ops.call_of(now, cell, direction, batch_first, schedule, "none", precision)
+        return reference.forward(call)[: 1 + call.spec.states]
+
+    outputs, pull = torch.func.vjp(layer, *(tensors[k] for k in wanted))
+    pairs = zip(outputs, cotangents, strict=False)
+    return pull(tuple(g if g.shape == out.shape else torch.zeros_like(out) for out, g in pairs))
 
 
 class RNNFunction(RecurrentFunction):

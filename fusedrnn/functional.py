@@ -223,13 +223,12 @@ def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _autocast(cell, x, h0, c0, weights):
-    """Cast where torch's autocast does: every cell on a GPU, all but the GRU on the CPU, never float64."""
+    """Cast where torch's autocast does: every cell on a GPU; on the CPU the GRU keeps the dtype of its weights."""
     device = x.device.type
     if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device):
         return x, h0, c0, weights
-    if device == "cpu" and CELLS[cell].op == "gru":
-        return x, h0, c0, weights
-    dtype = torch.get_autocast_dtype(device)
+    kept = device == "cpu" and CELLS[cell].op == "gru"
+    dtype = weights[0].w_ih.dtype if kept else torch.get_autocast_dtype(device)
 
     def cast(tensor):
         eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64

@@ -324,7 +324,19 @@ class LSTMCell(_Cell):
         super().__init__(input_size, hidden_size, bias, 4, device, dtype, backend, schedule)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
+            return self._without_autocast(input, hx)
         return self._step("lstm", input, hx)
+
+    def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None):
+        """On the CPU torch's autocast reaches LSTM but leaves LSTMCell in the dtype of its parameters."""
+        dtype = self.weight_ih.dtype
+        with torch.autocast("cpu", enabled=False):
+            return self._step(
+                "lstm",
+                input.to(dtype) if input.is_floating_point() else input,
+                None if hx is None else tuple(state.to(dtype) for state in hx),
+            )
 
     def _check_state_dims(self, states) -> None:
         for k, state in enumerate(states):
