@@ -116,7 +116,7 @@ class RecurrentBackward(torch.autograd.Function):
             now = [replaced.get(k, tensor) for k, tensor in enumerate(given)]
             return _reference_gradients(now[:3], now[3:], ctx.options, wanted)
 
-        first, pull = torch.func.vjp(gradients, *(given[k] for k in asked))
+        first, pull, *_ = torch.func.vjp(gradients, *(given[k] for k in asked))
         pairs = zip(first, (grad_grads[k] for k in wanted), strict=True)
         second = pull(tuple(torch.zeros_like(g) if gg is None else gg for g, gg in pairs))
         by_place = dict(zip(asked, second, strict=True))
@@ -130,7 +130,7 @@ def _is_value(tensor: Tensor) -> bool:
 
 def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], options, wanted: list[int]):
     """The wanted gradients as a differentiable function of cotangents and inputs, under any transform of torch.func."""
-    _op, cell, direction, batch_first, schedule, _save, precision, _backend = options
+    _, cell, direction, batch_first, schedule, _, precision, _ = options
 
     def layer(*values):
         replaced = dict(zip(wanted, values, strict=True))
@@ -138,7 +138,7 @@ def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], option
         call = ops.call_of(now, cell, direction, batch_first, schedule, "none", precision)
         return reference.forward(call)[: 1 + call.spec.states]
 
-    outputs, pull = torch.func.vjp(layer, *(tensors[k] for k in wanted))
+    outputs, pull, *_ = torch.func.vjp(layer, *(tensors[k] for k in wanted))
     pairs = zip(outputs, cotangents, strict=False)
     return pull(tuple(g if g.shape == out.shape else torch.zeros_like(out) for out, g in pairs))
 

@@ -44,7 +44,7 @@ def weights(cell: str, weights: Sequence[Weights], directions: int) -> str:
         expected = ((rows, I if k < directions else directions * P), (rows, P), bias, bias, projection)
         for name, tensor, shape in zip(Weights._fields, one, expected, strict=True):
             if tensor is None or shape is None:
-                if tensor is not shape:
+                if tensor is not None or shape is not None:
                     return f"weights[{k}].{name}: expected {_shape(shape)}, got {_shape(tensor)}"
             elif tensor.shape != shape:
                 return f"weights[{k}].{name}: expected {_shape(shape)}, got {_shape(tensor)}"

@@ -14,7 +14,8 @@ from fusedrnn.backends.cpu import CpuBackend
 from fusedrnn.backends.reference import ReferenceBackend
 from fusedrnn.backends.torch import TorchBackend
 
-REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TorchBackend(), ReferenceBackend())}
+_TORCH = TorchBackend()
+REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), _TORCH, ReferenceBackend())}
 
 _default = ""  # what the innermost use_backend names
 
@@ -68,7 +69,7 @@ def preference(problem: Problem) -> tuple[str, ...]:
     """Backends from the fastest to the slowest, as measured on this kind of device (benchmarks/NOTES.md)."""
     if problem.device == "cuda":
         return ("torch", "reference")
-    if REGISTRY["torch"].faster_than_cpu_kernel(problem):
+    if _TORCH.faster_than_cpu_kernel(problem):
         return ("torch", "cpu", "reference")
     return ("cpu", "torch", "reference")
 

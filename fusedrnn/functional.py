@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -234,7 +234,7 @@ def _autocast(cell, x, h0, c0, weights):
         eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if eligible else tensor
 
-    return cast(x), cast(h0), cast(c0), tuple(Weights(*map(cast, w)) for w in weights)
+    return cast(x), cast(h0), cast(c0), tuple(Weights._make(map(cast, w)) for w in weights)
 
 
 def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,6 +293,7 @@ def _select(backend: str, *facts) -> str:
 
 def _precision(weight: Tensor) -> str:
     """ieee or tf32, from torch's float32 setting for recurrent networks."""
-    if weight.dtype == torch.float32 and weight.is_cuda and torch.backends.cudnn.rnn.fp32_precision == "tf32":
-        return "tf32"
-    return "ieee"
+    if weight.dtype != torch.float32 or not weight.is_cuda:
+        return "ieee"
+    settings: Any = torch.backends.cudnn.rnn
+    return "tf32" if settings.fp32_precision == "tf32" else "ieee"

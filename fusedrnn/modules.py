@@ -12,6 +12,7 @@ graph. Added are int64 tokens in place of one-hot rows, and keyword-only options
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,11 @@ from fusedrnn.cells import CELLS
 _NO_ROWS = functional.Rows()
 
 
-class _Options:
+class _Options(nn.Module):
     """The options torch.nn does not have. A default is kept on the class, so that pickles of either kind fit."""
 
     backend = "auto"
     schedule = "auto"
-    reset_after = True
 
     def _set_options(self, **options) -> None:
         dispatch.check_backend(options["backend"])
@@ -48,6 +48,7 @@ class _Options:
 class _Recurrent(_Options, nn.RNNBase):
     """RNN, GRU and LSTM but for how they hold their state: one tensor, or (h, c)."""
 
+    _flat_weights: list[Any]
     _name_tensor = ""  # torch.nn.RNN alone says "tensor" in the error about the number of dimensions
 
     def __init__(self, mode: str, *args, backend: str = "auto", schedule: str = "auto", **kwargs) -> None:
@@ -96,13 +97,14 @@ class _Recurrent(_Options, nn.RNNBase):
 
     def _run(self, x: Tensor, hx, batch_sizes: Tensor | None):
         self.check_forward_args(x, hx, batch_sizes)
-        states = hx if self.mode == "LSTM" else (hx,)
+        h0, c0 = states = hx if self.mode == "LSTM" else (hx, None)
         weights = self._weights()
-        self._check_rest(x, states, weights, batch_sizes)
+        self._check_rest(x, states if c0 is not None else (h0,), weights, batch_sizes)
         y, h_n, c_n = functional.run(
             self.cell,
             x,
-            *(states if len(states) == 2 else (hx, None)),
+            h0,
+            c0,
             weights,
             _NO_ROWS if batch_sizes is None else functional.Rows(batch_sizes),
             self.bidirectional,
@@ -131,11 +133,12 @@ class _Recurrent(_Options, nn.RNNBase):
     def _weights(self) -> tuple[Weights, ...]:
         """The parameters as `functional` takes them, layer by layer, forward before reverse."""
         flat, each = self._flat_weights, len(self._all_weights[0])
-        absent = (None, None)
         return tuple(
             Weights(
-                *flat[k : k + 2],
-                *(flat[k + 2 : k + 4] if self.bias else absent),
+                flat[k],
+                flat[k + 1],
+                flat[k + 2] if self.bias else None,
+                flat[k + 3] if self.bias else None,
                 flat[k + each - 1] if self.proj_size else None,
             )
             for k in range(0, len(flat), each)
@@ -177,6 +180,8 @@ class RNN(_Recurrent):
 
 class GRU(_Recurrent):
     """torch.nn.GRU, and with reset_after=False the textbook's. Formulas: `functional.gru`."""
+
+    reset_after = True
 
     def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:
         _refuse_projection(kwargs)
@@ -238,7 +243,7 @@ class _Cell(_Options, nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
         self._set_options(backend=backend, schedule=schedule)
 
-    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
         if dims not in (1, 2):
@@ -258,9 +263,9 @@ class _Cell(_Options, nn.RNNCellBase):
             raise RuntimeError(misfit)
         h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
         x = x.unsqueeze(0)
-        _, *after = functional.run(cell, x, h0, c0, weights, _NO_ROWS, False, False, 0.0, self.schedule, self.backend)
-        after = tuple(s.squeeze(0) for s in after[: len(states)])
-        return after if dims == 2 else tuple(s.squeeze(0) for s in after)
+        outputs = functional.run(cell, x, h0, c0, weights, _NO_ROWS, False, False, 0.0, self.schedule, self.backend)
+        after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
+        return after if dims == 2 else [s.squeeze(0) for s in after]
 
     def _check_state_dims(self, states) -> None:
         if states[0].dim() not in (1, 2):
@@ -302,6 +307,8 @@ class RNNCell(_Cell):
 class GRUCell(_Cell):
     """torch.nn.GRUCell: one step of `functional.gru`; reset_after=False as there."""
 
+    reset_after = True
+
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
         *, reset_after: bool = True, backend: str = "auto", schedule: str = "auto",
@@ -326,17 +333,17 @@ class LSTMCell(_Cell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
             return self._without_autocast(input, hx)
-        return self._step("lstm", input, hx)
+        h, c = self._step("lstm", input, hx)
+        return h, c
 
-    def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None):
+    def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """On the CPU torch's autocast reaches LSTM but leaves LSTMCell in the dtype of its parameters."""
         dtype = self.weight_ih.dtype
+        input = input.to(dtype) if input.is_floating_point() else input
+        states = None if hx is None else tuple(state.to(dtype) for state in hx)
         with torch.autocast("cpu", enabled=False):
-            return self._step(
-                "lstm",
-                input.to(dtype) if input.is_floating_point() else input,
-                None if hx is None else tuple(state.to(dtype) for state in hx),
-            )
+            h, c = self._step("lstm", input, states)
+        return h, c
 
     def _check_state_dims(self, states) -> None:
         for k, state in enumerate(states):

@@ -32,6 +32,7 @@ def step(cell: str, gx: Tensor, h: Tensor, c: Tensor | None, w: Weights) -> tupl
         r, z = torch.sigmoid(gx[..., : 2 * H] + F.linear(h, w.w_hh[: 2 * H], b_rz)).chunk(2, -1)
         n = torch.tanh(gx[..., 2 * H :] + F.linear(r * h, w.w_hh[2 * H :], b_n))
         return (1 - z) * n + z * h, None, (n, r, z)
+    assert c is not None
     i, f, g, o = (gx + F.linear(h, w.w_hh, w.b_hh)).chunk(4, -1)
     i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
     c = f * c + i * g
@@ -66,6 +67,11 @@ class Rows:
         return grid if self._flat is None else grid.flatten(0, 1)[self._flat]
 
 
+def cast(weights: Weights, dtype: torch.dtype) -> Weights:
+    w_ih, w_hh, *rest = weights
+    return Weights(w_ih.to(dtype), w_hh.to(dtype), *(None if w is None else w.to(dtype) for w in rest))
+
+
 def steps(call: Call, direction: int) -> range:
     return range(call.T - 1, -1, -1) if call.reverse[direction] else range(call.T)
 
@@ -86,7 +92,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = Rows(call)
     outputs, h_last, c_last, saved, cells = [], [], [], [], []
     for d in range(call.D):
-        weights = Weights(*(None if w is None else w.to(dtype) for w in call.weights[d]))
+        weights = cast(call.weights[d], dtype)
         gx = input_gates(call, d, rows, dtype)
         h = call.h0[d].to(dtype)
         c = None if call.c0 is None else call.c0[d].to(dtype)
@@ -107,7 +113,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             else:
                 active = rows.active[t][:, None]
                 h = torch.where(active, h_new, h)
-                c = None if c is None else torch.where(active, c_new, c)
+                c = None if c is None or c_new is None else torch.where(active, c_new, c)
                 ys[t] = torch.where(active, h_new, torch.zeros_like(h_new))
             cs[t] = c
             if kept_t:

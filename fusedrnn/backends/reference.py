@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusedrnn import reference
 from fusedrnn.backends.base import FEATURES, Backend, Outputs, Problem
-from fusedrnn.call import Call, Weights
+from fusedrnn.call import Call
 from fusedrnn.cells import state_dtype
 
 
@@ -53,14 +53,14 @@ class _Direction:
 
     def __init__(self, call: Call, d: int, rows: reference.Rows, dtype, dy, dh_n, dc_n, y, saved, cells):
         self.call, self.d, self.rows, self.dtype = call, d, rows, dtype
-        self.weights = Weights(*(None if w is None else w.to(dtype) for w in call.weights[d]))
+        self.weights = reference.cast(call.weights[d], dtype)
         P = call.P
         shape = (call.T, call.B, P)
         zeros = call.h0.new_zeros
         self.y = rows.grid(y[..., d * P : (d + 1) * P]).to(dtype)
         self.dy = zeros(shape, dtype=dtype) if dy is None else rows.grid(dy[..., d * P : (d + 1) * P]).to(dtype)
         self.dh = zeros(shape[1:], dtype=dtype) if dh_n is None else dh_n[d].to(dtype)
-        self.dc = None
+        self.dc: Tensor | None = None
         if call.c0 is not None:
             self.dc = zeros((call.B, call.H), dtype=dtype) if dc_n is None else dc_n[d].to(dtype)
             self.c = rows.grid(cells[d] if call.row_offsets is not None else cells[d].view(call.T, call.B, call.H))
@@ -97,7 +97,7 @@ class _Direction:
             if active is not None:
                 gx, gh = (torch.where(active, g, torch.zeros_like(g)) for g in (gx, gh))
                 dh_new = torch.where(active, dh_new, dh)
-                dc_new = None if dc is None else torch.where(active, dc_new, dc)
+                dc_new = None if dc is None or dc_new is None else torch.where(active, dc_new, dc)
             dgates_x[t] = gx
             if dgates_h is not dgates_x:
                 dgates_h[t] = gh
@@ -117,13 +117,13 @@ class _Direction:
             if self.rows.active is not None:
                 was = self.rows.active[before][:, None]  # a reverse row starts from h0 where its last step lies
                 h = torch.where(was, h, first_h)
-                c = None if c is None else torch.where(was, c, first_c)
+                c = None if c is None or first_c is None else torch.where(was, c, first_c)
         if call.resets is not None:
             keep = (~call.resets[t])[:, None].to(self.dtype)
             h, c = h * keep, None if c is None else c * keep
         return h, c
 
-    def _step(self, t, dh, dc, h_prev, c_prev, dw_hr, active):
+    def _step(self, t, dh, dc, h_prev, c_prev, dw_hr, active) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """dgates for W_ih and W_hh [B, G*H], dh and dc before the step, from dh and dc after it."""
         w_hh, H, cell = self.weights.w_hh, self.call.H, self.call.cell
         if cell in ("rnn_tanh", "rnn_relu"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ class TorchBackend(Backend):
             raise BackendError("torch: the size of cuDNN's reserve for a packed sequence is not known before it runs")
         with unset_fake_temporarily():
             *_, real_saved, real_cells = self.forward(_zeros_like(call))
-        return y, h_n, c_n, *(y.new_empty(real.shape, dtype=real.dtype) for real in (real_saved, real_cells))
+        saved, cells = (y.new_empty(real.shape, dtype=real.dtype) for real in (real_saved, real_cells))
+        return y, h_n, c_n, saved, cells
 
 
 def _library(call: Call):
@@ -71,12 +73,12 @@ def _library(call: Call):
 
 
 def _zeros_like(call: Call) -> Call:
-    def zeros(tensor: Tensor | None) -> Tensor | None:
+    def zeros(tensor):
         if tensor is None:
             return None
         return torch.zeros([int(size) for size in tensor.shape], dtype=tensor.dtype, device=tensor.device)
 
-    weights = tuple(Weights(*map(zeros, one)) for one in call.weights)
+    weights = tuple(Weights._make(map(zeros, one)) for one in call.weights)
     return dataclasses.replace(call, x=zeros(call.x), h0=zeros(call.h0), c0=zeros(call.c0), weights=weights)
 
 
@@ -103,22 +105,19 @@ def _onednn_reasons(problem: Problem) -> list[str]:
 
 class _OneDnn:
     @staticmethod
-    def _operands(call: Call, d: int) -> tuple[tuple[Tensor, ...], tuple]:
-        """Tensors and trailing options of both ops. oneDNN reads no strides and wants biases in any case."""
+    def _tensors(call: Call, d: int) -> list[Tensor]:
+        """The seven tensors both ops begin with. oneDNN reads no strides, and wants biases in any case."""
+        assert call.c0 is not None
         w = call.weights[d]
-        absent = w.w_ih.new_zeros(w.w_ih.shape[0]) if w.b_ih is None else None
-        tensors = (call.x, w.w_ih, w.w_hh, w.b_ih, w.b_hh, call.h0[d], call.c0[d])
-        return tuple(absent if t is None else t.detach().contiguous() for t in tensors), (
-            call.reverse[d],
-            w.b_ih is not None,
-        )
+        b_ih, b_hh = (w.w_ih.new_zeros(w.w_ih.shape[0]) if b is None else b for b in (w.b_ih, w.b_hh))
+        return [t.detach().contiguous() for t in (call.x, w.w_ih, w.w_hh, b_ih, b_hh, call.h0[d], call.c0[d])]
 
     @staticmethod
     def forward(call: Call) -> Outputs:
-        train = call.save == "full"
+        train, biased = call.save == "full", call.weights[0].b_ih is not None
         runs = []
-        for d in range(call.D):
-            tensors, (reverse, biased) = _OneDnn._operands(call, d)
+        for d, reverse in enumerate(call.reverse):
+            tensors = _OneDnn._tensors(call, d)
             with torch.set_grad_enabled(train):  # oneDNN infers where gradients are off, whatever `train` says
                 run = aten.mkldnn_rnn_layer(*tensors, reverse, [], _LSTM, call.H, 1, biased, False, False, train)
             runs.append(run)
@@ -133,15 +132,16 @@ class _OneDnn:
         )
 
     @staticmethod
-    def backward(call, dy, dh_n, dc_n, y, saved, cells) -> list[Tensor | None]:
+    def backward(call: Call, dy, dh_n, dc_n, y, saved, cells) -> list[Tensor | None]:
+        biased = call.weights[0].b_ih is not None
         dx, dh0, dc0, weights = [], [], [], []
-        for d in range(call.D):
-            tensors, (reverse, biased) = _OneDnn._operands(call, d)
+        for d, reverse in enumerate(call.reverse):
             own = slice(d * call.H, (d + 1) * call.H)
             y_d = y[..., own].contiguous()
+            h_n = y_d[0 if reverse else -1]
             cotangents = [None if g is None else g.contiguous() for g in _of_direction(d, own, dy, dh_n, dc_n)]
             one_dx, dw_ih, dw_hh, db_ih, db_hh, one_dh0, one_dc0 = aten.mkldnn_rnn_layer_backward(
-                *tensors, y_d, y_d[0 if reverse else -1], cells[d], *cotangents,
+                *_OneDnn._tensors(call, d), y_d, h_n, cells[d], *cotangents,
                 reverse, _LSTM, call.H, 1, biased, True, False, [], False, saved[d].clone(),
             )  # fmt: skip
             dx.append(one_dx)
@@ -217,7 +217,7 @@ def _backwards(call: Call, rows: Tensor) -> Tensor:
     """cuDNN has no single reverse direction: give it the steps in reverse, and turn what it returns."""
     if call.reverse != (True,):
         return rows
-    if call.row_offsets is None:
+    if call.row_offsets is None or call.lengths is None:
         return rows.flip(0)
     step = torch.searchsorted(call.row_offsets, torch.arange(call.R, device=rows.device), right=True) - 1
     batch = torch.arange(call.R, device=rows.device) - call.row_offsets[step]
@@ -227,7 +227,7 @@ def _backwards(call: Call, rows: Tensor) -> Tensor:
 @contextlib.contextmanager
 def _float32_precision(call: Call) -> Iterator[None]:
     """cuDNN reads torch's setting at the time of the call, and backward has to repeat what forward took."""
-    settings = torch.backends.cudnn.rnn
+    settings: Any = torch.backends.cudnn.rnn
     before = settings.fp32_precision
     if call.dtype != torch.float32 or (before == "tf32") == (call.precision == "tf32"):
         yield
