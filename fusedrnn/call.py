@@ -78,7 +78,7 @@ class Call:
         return len(self.weights)
 
     @property
-    def I(self) -> int:  # noqa: E743
+    def I(self) -> int:
         return self.weights[0].w_ih.shape[1]
 
     @property

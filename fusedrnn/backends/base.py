@@ -26,7 +26,7 @@ class Problem:
     dtype: torch.dtype
     T: int
     B: int
-    I: int  # noqa: E741
+    I: int
     H: int
     D: int = 1
     P: int = 0  # projection size, 0: none
