@@ -1,0 +1,202 @@
+// The reverse time loop. Included inside the namespace of a variant.
+//
+// For each step, last to first: dh = dgates of the step processed before times W_hh, straight in the accumulators, plus
+// dy; the cell's derivative turns it into this step's dgates. Sums over rows (dW, db, dX) are left to GEMMs over dgates.
+
+template <class Real>
+struct BackwardRow {
+  const Real* next;  // dgates of the step processed before this one, or null
+  Real *dh, *dc;     // [H] each: what reaches h past W_hh; what reaches c
+  const Real* dy;    // or null
+  const Real *h_prev, *c_prev, *y, *c, *saved;
+  Real* dgates;
+};
+
+template <class Real>
+FUSEDRNN_INLINE Vector<Real> with_dy(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes) {
+  return row.dy ? dh + load(row.dy + unit, lanes) : dh;
+}
+
+// dgates that W_hh sees lie in one window (RNN, LSTM) or two (GRU: r z, then n r).
+template <class Real, bool Relu>
+void rnn_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
+  store(row.dgates + unit, rnn_backward<Relu>(load(row.y + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
+}
+
+template <class Real>
+void gru_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t H) {
+  const Real* kept = row.saved + unit;
+  GruGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
+                           load(kept + 3 * H, lanes)};
+  store(row.dh + unit, gru_backward(g, load(row.h_prev + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
+  Real* out = row.dgates + unit;
+  store(out, g.r, lanes);
+  store(out + H, g.z, lanes);
+  store(out + 2 * H, g.n, lanes);
+  store(out + 3 * H, g.hn, lanes);
+}
+
+template <class Real>
+void lstm_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t H) {
+  const Real* kept = row.saved + unit;
+  LstmGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
+                            load(kept + 3 * H, lanes)};
+  Vector<Real> dc = load(row.dc + unit, lanes);
+  lstm_backward(g, load(row.c_prev + unit, lanes), load(row.c + unit, lanes), with_dy(row, dh, unit, lanes), dc);
+  store(row.dc + unit, dc, lanes);
+  Real* out = row.dgates + unit;
+  store(out, g.i, lanes);
+  store(out + H, g.f, lanes);
+  store(out + 2 * H, g.g, lanes);
+  store(out + 3 * H, g.o, lanes);
+}
+
+// dh of `Tile` rows and one panel of units, before dy, into sums [Tile][vector][lane].
+template <bool Gru, class S, int Tile, class Real>
+FUSEDRNN_INLINE void backward_tile(const Backward<Real>& f, const BackwardRow<Real>* const* rows, const Real* zeros,
+                                   int64_t panel, Real* sums) {
+  constexpr int W = lanes_of<Real>, vectors = S::count;
+  const int64_t H = f.shape.H, unit0 = panel * vectors_per_panel * W;
+  Vector<Real> acc[Tile][vectors];
+  const Real* in[Tile];
+  bool any = false;
+#pragma GCC unroll 8
+  for (int r = 0; r < Tile; ++r) {
+    const bool first = rows[r]->next == nullptr;
+    any |= !first;
+    in[r] = first ? zeros : rows[r]->next;
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t unit = unit0 + j * W;
+      acc[r][j] = Gru || first ? load(rows[r]->dh + unit, int(minimum(W, H - unit))) : Vector<Real>{};
+    }
+  }
+  if (any) {
+    const int64_t K = gates_of(f.shape.cell) * H;
+    const Real* w = f.packed_hh + K * unit0;
+    if constexpr (!Gru) {
+      multiply<S, Real>(acc, in, K, w);
+    } else {
+      multiply<S, Real>(acc, in, 2 * H, w);
+#pragma GCC unroll 8
+      for (int r = 0; r < Tile; ++r) in[r] += 3 * H;
+      multiply<S, Real>(acc, in, H, w + 2 * H * vectors * W);
+    }
+  }
+  store_tile<Real>(acc, sums);
+}
+
+// Takes a row from there: dh of one vector of units becomes dgates.
+template <class Real>
+using BackwardFinish = void (*)(const BackwardRow<Real>&, Vector<Real> dh, int64_t unit, int lanes, int64_t H);
+
+template <class Real>
+void backward_step(const Backward<Real>& f, const BackwardRow<Real>* const* rows, int64_t count, const Real* zeros,
+                   BackwardFinish<Real> finish) {
+  constexpr int W = lanes_of<Real>;
+  const int64_t H = f.shape.H, panels = backward_panels<Real>(H);
+  Real sums[FUSEDRNN_TILE_ROWS * vectors_per_panel * W];
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    with_vectors(vectors_in<Real>(panel, H), [&](auto slots) {
+      using S = decltype(slots);
+      for_tiles(count, [&](auto tile, int64_t first) {
+        constexpr int Tile = decltype(tile)::value;
+        if (f.shape.cell == Cell::gru) {
+          backward_tile<true, S, Tile>(f, rows + first, zeros, panel, sums);
+        } else {
+          backward_tile<false, S, Tile>(f, rows + first, zeros, panel, sums);
+        }
+#pragma GCC unroll 1
+        for (int r = 0; r < Tile; ++r) {
+#pragma GCC unroll 1
+          for (int j = 0; j < S::count; ++j) {
+            const int64_t unit = (panel * vectors_per_panel + j) * W;
+            finish(*rows[first + r], load(sums + (r * S::count + j) * W), unit, int(minimum(W, H - unit)), H);
+          }
+        }
+      });
+    });
+  }
+}
+
+template <class Real>
+void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  const BackwardFinish<Real> finish[] = {rnn_step<Real, false>, rnn_step<Real, true>, gru_step<Real>, lstm_step<Real>};
+  const Shape& s = f.shape;
+  const int64_t n = last - first, H = s.H, blocks = blocks_of(s.cell), back = s.reverse ? 1 : -1;
+  const int64_t lowest = s.reverse ? step_at(s, end - 1) : step_at(s, begin);
+  const int64_t first_row = s.row_offsets ? s.row_offsets[lowest] : lowest * s.B;
+  auto* rows = new BackwardRow<Real>[n];
+  auto** active = new BackwardRow<Real>*[n];
+  auto* zeros = new Real[blocks * H]();
+  for (int64_t b = first; b < last; ++b) {
+    BackwardRow<Real>& row = rows[b - first];
+    row = {};
+    row.next = f.next[b];
+    row.dh = f.dh + b * H;
+    row.dc = f.dc ? f.dc + b * H : nullptr;
+  }
+  for (int64_t position = end - 1; position >= begin; --position) {
+    const int64_t t = step_at(s, position);
+    int64_t count = 0;
+    for (int64_t b = first; b < last; ++b) {
+      BackwardRow<Real>& row = rows[b - first];
+      if (t >= length_of(s, b)) {
+        if (!s.row_offsets) {
+          zero(f.dgates + (row_number(s, t, b) - first_row) * blocks * H, blocks * H);
+          if (f.h_prev) zero(f.h_prev + (row_number(s, t, b) - first_row) * H, H);
+        }
+        continue;
+      }
+      const int64_t number = row_number(s, t, b), before = t + back;
+      const bool starts = s.reverse ? before >= length_of(s, b) : before < 0;
+      row.dy = f.dy.base ? row_at(s, f.dy, t, b) : nullptr;
+      row.y = row_at(s, f.y, t, b);
+      row.h_prev = starts ? f.h0 + b * H : row_at(s, f.y, before, b);
+      if (f.cells) {
+        row.c = f.cells + number * H;
+        row.c_prev = starts ? f.c0 + b * H : f.cells + row_number(s, before, b) * H;
+      }
+      row.saved = f.saved ? f.saved + number * blocks * H : nullptr;
+      row.dgates = f.dgates + (number - first_row) * blocks * H;
+      if (f.h_prev) copy(f.h_prev + (number - first_row) * H, row.h_prev, H);
+      active[count++] = &row;
+    }
+    backward_step(f, active, count, zeros, finish[int(s.cell)]);
+    for (int64_t k = 0; k < count; ++k) active[k]->next = active[k]->dgates;
+  }
+  for (int64_t b = first; b < last; ++b) {
+    const Real* next = rows[b - first].next;
+    Real* carried = f.carried + b * blocks * H;
+    if (next && next != carried) copy(carried, next, blocks * H);
+    f.next[b] = next ? carried : nullptr;
+  }
+  delete[] zeros;
+  delete[] active;
+  delete[] rows;
+}
+
+template <class Real>
+void store_dh0(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
+  store(row.dgates + unit, dh, lanes);
+}
+
+template <class Real>
+void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real* dh0) {
+  const int64_t n = last - first, H = f.shape.H;
+  auto* rows = new BackwardRow<Real>[n];
+  auto** active = new BackwardRow<Real>*[n];
+  auto* zeros = new Real[blocks_of(f.shape.cell) * H]();
+  for (int64_t b = first; b < last; ++b) {
+    BackwardRow<Real>& row = rows[b - first];
+    row = {};
+    row.next = f.next[b];
+    row.dh = f.dh + b * H;
+    row.dgates = dh0 + b * H;
+    active[b - first] = &row;
+  }
+  backward_step(f, active, n, zeros, store_dh0<Real>);
+  delete[] zeros;
+  delete[] active;
+  delete[] rows;
+}

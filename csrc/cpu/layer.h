@@ -1,0 +1,95 @@
+// What the bindings hand to a variant: raw pointers, sizes and strides, counted in elements. No policy, no torch.
+//
+// Legend: T steps, B batch, I input size, H hidden size, G gates; R rows. Row (t, b) is row_offsets[t] + b of packed
+// input, else t * B + b; it is active iff t < lengths[b]. Matrices are row-major and dense unless a stride is named.
+#pragma once
+
+#include <cstdint>
+
+namespace fusedrnn {
+
+enum class Cell : int64_t { rnn_tanh, rnn_relu, gru, lstm };
+
+struct Shape {
+  Cell cell;
+  int64_t T, B, I, H;
+  bool reverse;
+  const int64_t* row_offsets;  // [T], or null: dense
+  const int64_t* lengths;      // [B], or null: every row is active
+};
+
+// Row (t, b) starts at base + t * step + b * batch; packed: base + (row_offsets[t] + b) * batch.
+template <class Element>
+struct Rows {
+  Element* base;  // null: absent
+  int64_t step, batch;
+};
+
+template <class Real>
+struct Forward {
+  Shape shape;
+  bool concat;         // one product over [x, h] a step; else x W_ih of a chunk of steps first
+  Rows<const Real> x;  // null base: tokens
+  Rows<const int64_t> tokens;
+  const Real* w_ih;       // [G*H, I], read for tokens without a table
+  const Real* packed_ih;  // pack_forward(w_ih)
+  const Real* packed_hh;  // pack_forward(w_hh)
+  const Real* bias;       // pack_bias: b_ih, plus b_hh where the two simply add
+  const Real* bias_hn;    // GRU: b_hn, same packing, one gate
+  const Real* table;      // tokens: [I, packed_width], row v is the packed column v of w_ih plus bias; or null
+  const Real* h0;         // [B, H]
+  const Real* c0;         // [B, H], LSTM
+  Rows<Real> y;
+  Real* h_n;    // [B, H]
+  Real* c_n;    // [B, H], LSTM
+  Real* saved;  // [R, saved blocks, H], or null
+  Real* cells;  // [R, H], or null
+};
+
+template <class Real>
+struct Backward {
+  Shape shape;
+  const Real* packed_hh;  // pack_backward(w_hh); null when nothing flows from step to step
+  const Real* h0;
+  const Real* c0;
+  Rows<const Real> y;
+  Rows<const Real> dy;  // null base: zero
+  const Real* saved;
+  const Real* cells;
+  Real* dh;           // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
+  Real* dc;           // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
+  Real* dgates;       // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
+  Real* h_prev;       // [rows of the chunk, H]: the state each row started from, or null
+  Real* carried;      // [B, blocks * H]: dgates of the step processed last, between chunks
+  const Real** next;  // [B]: dgates of the step processed before this one, null before the first
+};
+
+// Everything one instruction set offers. Panels are blocks of hidden units whose weights lie together.
+template <class Real>
+struct Kernels {
+  int64_t (*packed_width)(Cell, int64_t H);  // elements a row of packed pre-activations or biases takes
+  int64_t (*forward_panels)(Cell, int64_t H);
+  int64_t (*backward_panels)(int64_t H);
+  int64_t (*padded_units)(int64_t H);  // H rounded up to whole vectors
+  // w [G*H, K] -> panels [first, last) of [panel][K][gate][lane]
+  void (*pack_forward)(Cell, const Real* w, int64_t H, int64_t K, Real* packed, int64_t first, int64_t last);
+  // w_hh [G*H, H] -> panels [first, last) of [panel][G*H][vector][lane]
+  void (*pack_backward)(const Real* w, int64_t gates_times_H, int64_t H, Real* packed, int64_t first, int64_t last);
+  void (*pack_bias)(Cell, const Real* b_ih, const Real* b_hh, int64_t H, Real* bias, Real* bias_hn);
+  void (*token_rows)(const Forward<Real>&, Real* table, int64_t first, int64_t last);
+  // All steps of batch rows [first, last). workspace holds steps_per_chunk * (last - first) * packed_width elements.
+  void (*forward)(const Forward<Real>&, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace);
+  // Steps [begin, end) in order of processing (counted as forward walks them), last to first, of batch rows [first, last).
+  void (*backward)(const Backward<Real>&, int64_t first, int64_t last, int64_t begin, int64_t end);
+  // After the last chunk: dh0 [B, H] of batch rows [first, last).
+  void (*backward_finish)(const Backward<Real>&, int64_t first, int64_t last, Real* dh0);
+};
+
+template <class Real>
+const Kernels<Real>* portable_kernels();
+template <class Real>
+const Kernels<Real>* avx2_kernels();  // null where not compiled
+template <class Real>
+const Kernels<Real>* avx512_kernels();
+
+}  // namespace fusedrnn

@@ -1,0 +1,65 @@
+// One SIMD vector of the instruction set this translation unit is compiled for, on the compiler's vector extensions.
+// Included inside the namespace of a variant (variant.h): every variant owns its own instantiations, so that the linker
+// can never merge code of two instruction sets.
+//
+// Contraction is off (-ffp-contract=off): a multiply-add is fused exactly where fma() is written. The rounding of a row
+// therefore does not depend on which tile size computed it.
+
+template <class Real>
+struct VectorOf {
+  typedef Real type __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+};
+
+template <class Real>
+using Vector = typename VectorOf<Real>::type;
+
+template <class Real>
+constexpr int lanes_of = FUSEDRNN_VECTOR_BYTES / int(sizeof(Real));
+
+using VectorF = Vector<float>;
+using VectorD = Vector<double>;
+
+template <class Real>
+FUSEDRNN_INLINE Vector<Real> load(const Real* p) {
+  Vector<Real> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class Real>
+FUSEDRNN_INLINE void store(Real* p, Vector<Real> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+template <class Real>
+FUSEDRNN_INLINE Vector<Real> load(const Real* p, int lanes) {
+  if (lanes == lanes_of<Real>) return load(p);
+  Vector<Real> v{};
+  for (int k = 0; k < lanes; ++k) v[k] = p[k];
+  return v;
+}
+
+template <class Real>
+FUSEDRNN_INLINE void store(Real* p, Vector<Real> v, int lanes) {
+  if (lanes == lanes_of<Real>) return store(p, v);
+  for (int k = 0; k < lanes; ++k) p[k] = v[k];
+}
+
+template <class Real>
+FUSEDRNN_INLINE Vector<Real> broadcast(Real a) {
+  return a - Vector<Real>{};  // a - 0 is a, also for -0, so that nothing is left of it but the broadcast
+}
+
+#if defined(__AVX512F__)
+FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return _mm512_fmadd_ps(a, b, c); }
+FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return _mm512_fmadd_pd(a, b, c); }
+#elif defined(__FMA__)
+FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return _mm256_fmadd_ps(a, b, c); }
+FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return _mm256_fmadd_pd(a, b, c); }
+#elif defined(__aarch64__)
+FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return vfmaq_f32(c, a, b); }
+FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return vfmaq_f64(c, a, b); }
+#else
+FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return a * b + c; }
+FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return a * b + c; }
+#endif

@@ -1,0 +1,37 @@
+// One instruction set. The including .cpp defines FUSEDRNN_VARIANT (its namespace), FUSEDRNN_VECTOR_BYTES and
+// FUSEDRNN_TILE_ROWS: four accumulators a row, as many rows as leave registers for the weights and one broadcast.
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "layer.h"
+
+#if defined(__CUDACC__)
+#error "the CPU variants are host code"
+#endif
+#define FUSEDRNN_INLINE inline __attribute__((always_inline))
+
+namespace fusedrnn::FUSEDRNN_VARIANT {
+namespace {
+
+#include "simd.h"
+#include "math.h"
+#include "../cells.h"
+#include "panels.h"
+#include "tile.h"
+#include "forward.h"
+#include "backward.h"
+
+template <class Real>
+constexpr Kernels<Real> kernels = {
+    packed_width<Real>, forward_panels<Real>, backward_panels<Real>, padded_units<Real>,
+    pack_forward<Real>, pack_backward<Real>,  pack_bias<Real>,       token_rows<Real>,
+    forward<Real>,      backward<Real>,       backward_finish<Real>,
+};
+
+}  // namespace
+}  // namespace fusedrnn::FUSEDRNN_VARIANT

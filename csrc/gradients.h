@@ -1,0 +1,213 @@
+// Backward of one direction: the reverse loop chunk by chunk, and after each chunk the sums over its rows as GEMMs, in a
+// fixed order of chunks. Part of bindings.cpp.
+
+struct Gradients {
+  const Tensor &dx, &dh0, &dw_ih, &dw_hh, &db_ih, &db_hh;  // empty where not wanted
+  bool add_dx;                                             // dx already holds the other direction's part
+};
+
+// A row-major matrix in raw memory.
+template <class Real>
+struct Matrix {
+  Real* at;
+  int64_t rows, columns, stride;
+
+  Tensor view(bool transposed) const {
+    const int64_t sizes[] = {transposed ? columns : rows, transposed ? rows : columns};
+    const int64_t strides[] = {transposed ? 1 : stride, transposed ? stride : 1};
+    return torch::stable::from_blob(at, {sizes, 2}, {strides, 2},
+                                    torch::stable::Device(torch::headeronly::DeviceType::CPU), scalar_type<Real>);
+  }
+};
+
+// out (+)= op(a) b
+template <class Real>
+void product(const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a, const Matrix<Real>& b, bool add) {
+  const Tensor to = out.view(false), left = a.view(transpose_a), right = b.view(false);
+  if (add) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(to.get(), to.get(), left.get(), right.get(), 1.0, 1.0));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(to.get(), left.get(), right.get()));
+  }
+}
+
+// out[column] (+)= sum over rows, in order.
+template <class Real>
+void add_columns(const Matrix<Real>& a, Real* out) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    for (int64_t k = 0; k < a.columns; ++k) out[k] += a.at[r * a.stride + k];
+  }
+}
+
+// Rows of a chunk as one matrix: a view where they lie evenly spaced in memory, else a copy with inactive rows zeroed.
+template <class Real>
+class ChunkRows {
+ public:
+  ChunkRows(const Shape& s, const Rows<Real>& rows, int64_t width, int64_t most_rows)
+      : shape(s),
+        rows(rows),
+        width(width),
+        even(s.row_offsets || (!s.lengths && rows.step == s.B * rows.batch)),
+        scratch(even ? 0 : most_rows * width) {}
+
+  Matrix<Real> matrix(int64_t first_step, int64_t count) const {
+    if (!even) return {scratch.get(), count, width, width};
+    const int64_t row = shape.row_offsets ? shape.row_offsets[first_step] : first_step * shape.B;
+    return {rows.base + row * rows.batch, count, width, rows.batch};
+  }
+  void gather(int64_t first_step, int64_t last_step) const { each(first_step, last_step, true); }
+  void scatter(int64_t first_step, int64_t last_step) const { each(first_step, last_step, false); }
+  bool needs_scratch() const { return !even; }
+
+ private:
+  void each(int64_t first_step, int64_t last_step, bool in) const {
+    if (even) return;
+    for (int64_t t = first_step; t < last_step; ++t) {
+      for (int64_t b = 0; b < shape.B; ++b) {
+        Real* here = scratch.get() + ((t - first_step) * shape.B + b) * width;
+        Real* there = rows.base + t * rows.step + b * rows.batch;
+        if (!in) {
+          std::memcpy(there, here, width * sizeof(Real));
+        } else if (shape.lengths && t >= shape.lengths[b]) {
+          std::memset(here, 0, width * sizeof(Real));
+        } else {
+          std::memcpy(here, there, width * sizeof(Real));
+        }
+      }
+    }
+  }
+
+  const Shape& shape;
+  Rows<Real> rows;
+  int64_t width;
+  bool even;
+  Buffer<Real> scratch;
+};
+
+template <class Real>
+void run_backward(const Shape& s, const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& x,
+                  const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& y,
+                  const Tensor& saved, const Tensor& cells, const Gradients& g) {
+  const auto& kernels = *kernels_of<Real>(current_isa);
+  const ScalarType type = scalar_type<Real>;
+  const int64_t G = gates_of(s.cell), H = s.H, I = s.I, B = s.B, T = s.T, R = row_count(s, x);
+  const int64_t blocks = blocks_of(s.cell), gate_width = blocks * H;
+  const bool tokens = x.scalar_type() == ScalarType::Long, gru = s.cell == Cell::gru, lstm = s.cell == Cell::lstm;
+  check_dense(w_ih, "w_ih", {G * H, I}, type);
+  check_dense(w_hh, "w_hh", {G * H, H}, type);
+  check_dense(h0, "h0", {B, H}, type);
+  check_dense(dh, "dh", {B, H}, type);
+  if (lstm) {
+    check_dense(c0, "c0", {B, H}, type);
+    check_dense(dc, "dc", {B, H}, type);
+    if (R > 0) check_dense(cells, "cells", {R, H}, type);
+  }
+  if ((lstm || gru) && R > 0) check_dense(saved, "saved", {R, blocks, H}, type);
+  check_optional(g.dh0, "dh0", {B, H}, type);
+  check_optional(g.dw_ih, "dw_ih", {G * H, I}, type);
+  check_optional(g.dw_hh, "dw_hh", {G * H, H}, type);
+  check_optional(g.db_ih, "db_ih", {G * H}, type);
+  check_optional(g.db_hh, "db_hh", {G * H}, type);
+
+  int64_t steps_per_chunk =
+      std::max<int64_t>(1, dgates_bytes / std::max<int64_t>(1, B * gate_width * int64_t(sizeof(Real))));
+  steps_per_chunk = std::min(steps_per_chunk, T);
+  const int64_t most_rows = steps_per_chunk * B;
+  const bool want_w_hh = g.dw_hh.numel() > 0, want_w_ih = g.dw_ih.numel() > 0, want_dx = g.dx.numel() > 0;
+  const bool want_bias = g.db_ih.numel() > 0 || g.db_hh.numel() > 0;
+  Buffer<Real> dgates(most_rows * gate_width), h_prev(want_w_hh ? most_rows * H : 0), carried(B * gate_width);
+  Buffer<Real> packed(kernels.padded_units(H) * G * H), column_sums(gate_width);
+  std::vector<const Real*> next(B, nullptr);
+  std::memset(column_sums.get(), 0, gate_width * sizeof(Real));
+
+  Backward<Real> f{};
+  f.shape = s;
+  f.h0 = data<const Real>(h0);
+  f.c0 = data<const Real>(c0);
+  f.y = rows_of<const Real>(y, "y", s, R, H, type);
+  f.dy = rows_of<const Real>(dy, "dy", s, R, H, type);
+  f.saved = data<const Real>(saved);
+  f.cells = data<const Real>(cells);
+  f.dh = data<Real>(dh);
+  f.dc = data<Real>(dc);
+  f.dgates = dgates.get();
+  f.h_prev = want_w_hh ? h_prev.get() : nullptr;
+  f.carried = carried.get();
+  f.next = next.data();
+  f.packed_hh = packed.get();
+  if (T > 1 || g.dh0.numel() > 0) {
+    in_pieces(kernels.backward_panels(H), threads_for(G * H * H * 8, kernels.backward_panels(H)),
+              [&](int64_t first, int64_t last) {
+                kernels.pack_backward(data<const Real>(w_hh), G * H, H, packed.get(), first, last);
+              });
+  }
+  const Rows<Real> x_rows = tokens ? Rows<Real>{} : rows_of<Real>(x, "x", s, R, I, type);
+  const Rows<const int64_t> token_rows =
+      tokens ? rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long) : Rows<const int64_t>{};
+  const ChunkRows<Real> xs(s, x_rows, I, tokens || !want_w_ih ? 0 : most_rows);
+  const Rows<Real> dx_rows = want_dx ? rows_of<Real>(g.dx, "dx", s, R, I, type) : Rows<Real>{};
+  const ChunkRows<Real> dxs(s, dx_rows, I, want_dx ? most_rows : 0);
+  Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
+  if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
+
+  const int64_t threads = threads_for(R * G * H * H, B);
+  for (int64_t end = T; end > 0; end -= std::min(end, steps_per_chunk)) {
+    const int64_t begin = std::max<int64_t>(0, end - steps_per_chunk);
+    in_pieces(B, threads, [&](int64_t first, int64_t last) { kernels.backward(f, first, last, begin, end); });
+
+    const int64_t t0 = s.reverse ? T - end : begin, t1 = s.reverse ? T - begin : end;
+    const int64_t row0 = s.row_offsets ? s.row_offsets[t0] : t0 * B;
+    const int64_t row1 = s.row_offsets ? (t1 < T ? s.row_offsets[t1] : R) : t1 * B;
+    const int64_t count = row1 - row0;
+    const bool add = end < T;
+    const auto window = [&](int64_t block, int64_t width) {
+      return Matrix<Real>{dgates.get() + block * H, count, width * H, gate_width};
+    };
+    const auto rows_of_weight = [&](const Tensor& t, int64_t block, int64_t width, int64_t columns) {
+      return Matrix<Real>{data<Real>(t) + block * H * columns, width * H, columns, columns};
+    };
+    if (want_w_hh) {
+      const Matrix<Real> states{h_prev.get(), count, H, H};
+      product(rows_of_weight(g.dw_hh, 0, gru ? 2 : G, H), window(0, gru ? 2 : G), true, states, add);
+      if (gru) product(rows_of_weight(g.dw_hh, 2, 1, H), window(3, 1), true, states, add);
+    }
+    if (want_w_ih && tokens) {
+      for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t b = 0; b < B; ++b) {
+          if (s.lengths && t >= s.lengths[b]) continue;
+          const int64_t row = s.row_offsets ? s.row_offsets[t] + b : t * B + b;
+          const int64_t token =
+              token_rows.base[s.row_offsets ? row * token_rows.batch : t * token_rows.step + b * token_rows.batch];
+          STD_TORCH_CHECK(token >= 0 && token < I, "token outside the vocabulary");
+          const Real* from = dgates.get() + (row - row0) * gate_width;
+          Real* to = token_sums.get() + token * G * H;
+          for (int64_t k = 0; k < G * H; ++k) to[k] += from[k];
+        }
+      }
+    } else if (want_w_ih) {
+      xs.gather(t0, t1);
+      product(rows_of_weight(g.dw_ih, 0, G, I), window(0, G), true, xs.matrix(t0, count), add);
+    }
+    if (want_dx) {
+      if (g.add_dx) dxs.gather(t0, t1);
+      product(dxs.matrix(t0, count), window(0, G), false, rows_of_weight(w_ih, 0, G, I), g.add_dx);
+      dxs.scatter(t0, t1);
+    }
+    if (want_bias) add_columns(window(0, blocks), column_sums.get());
+  }
+  if (g.dh0.numel() > 0) {
+    in_pieces(B, threads,
+              [&](int64_t first, int64_t last) { kernels.backward_finish(f, first, last, data<Real>(g.dh0)); });
+  }
+  if (tokens && want_w_ih) {
+    Real* to = data<Real>(g.dw_ih);
+    for (int64_t row = 0; row < G * H; ++row) {
+      for (int64_t token = 0; token < I; ++token) to[row * I + token] = token_sums.get()[token * G * H + row];
+    }
+  }
+  if (g.db_ih.numel() > 0) std::memcpy(data<Real>(g.db_ih), column_sums.get(), G * H * sizeof(Real));
+  if (g.db_hh.numel() > 0) {
+    std::memcpy(data<Real>(g.db_hh), column_sums.get(), G * H * sizeof(Real));
+    if (gru) std::memcpy(data<Real>(g.db_hh) + 2 * H, column_sums.get() + 3 * H, H * sizeof(Real));
+  }
+}
