@@ -6,7 +6,7 @@ from fusedrnn.backends.base import BackendError
 from fusedrnn.dispatch import use_backend
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "GRU",

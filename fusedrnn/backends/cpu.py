@@ -42,7 +42,7 @@ class CpuBackend(Backend):
                 _dense(call.lengths, empty),
                 y[..., d * call.P : (d + 1) * call.P],
                 h_n[d],
-                c_n[d] if c_n.numel() else empty,
+                empty if call.c0 is None else c_n[d],
                 saved[d] if saved.numel() else empty,
                 cells[d] if cells.numel() else empty,
                 _CELLS.index(call.cell),
