@@ -67,7 +67,7 @@ def saved_shape(spec: CellSpec, save: str, directions: int, rows: int, hidden: i
 
 
 def cells_shape(spec: CellSpec, save: str, directions: int, steps: int, rows: int, batch: int, hidden: int) -> tuple:
-    """Shape of `cells`, in `state_dtype`: c of every row [D, R, H] (full), or before every chunk [D, C, B, H] (lean)."""
+    """Shape of `cells`, in `state_dtype`: c of every row [D, R, H] (full), c before each chunk [D, C, B, H] (lean)."""
     if spec.states == 1 or save == "none":
         return (0,)
     if save == "full":
