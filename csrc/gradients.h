@@ -31,11 +31,22 @@ void product(const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a, c
   }
 }
 
-// out[column] (+)= sum over rows, in order.
+// out[column] (+)= sum over rows, in order, 32 rows at a time: rounding grows with the 32 and with the number of groups,
+// not with their product.
 template <class Real>
 void add_columns(const Matrix<Real>& a, Real* out) {
-  for (int64_t r = 0; r < a.rows; ++r) {
-    for (int64_t k = 0; k < a.columns; ++k) out[k] += a.at[r * a.stride + k];
+  constexpr int64_t group = 32, strip = 64;
+  for (int64_t r0 = 0; r0 < a.rows; r0 += group) {
+    const int64_t r1 = std::min(a.rows, r0 + group);
+    for (int64_t k0 = 0; k0 < a.columns; k0 += strip) {
+      const int64_t width = std::min(strip, a.columns - k0);
+      Real sums[strip] = {};
+      for (int64_t r = r0; r < r1; ++r) {
+        const Real* row = a.at + r * a.stride + k0;
+        for (int64_t k = 0; k < width; ++k) sums[k] += row[k];
+      }
+      for (int64_t k = 0; k < width; ++k) out[k0 + k] += sums[k];
+    }
   }
 }
 

@@ -57,19 +57,13 @@ FUSEDRNN_INLINE void backward_tile(const Backward<Real>& f, const BackwardRow<Re
                                    int64_t panel, Real* sums) {
   constexpr int W = lanes_of<Real>, vectors = S::count;
   const int64_t H = f.shape.H, unit0 = panel * vectors_per_panel * W;
-  Vector<Real> acc[Tile][vectors];
+  Vector<Real> acc[Tile][vectors] = {};
   const Real* in[Tile];
   bool any = false;
 #pragma GCC unroll 8
   for (int r = 0; r < Tile; ++r) {
-    const bool first = rows[r]->next == nullptr;
-    any |= !first;
-    in[r] = first ? zeros : rows[r]->next;
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) {
-      const int64_t unit = unit0 + j * W;
-      acc[r][j] = Gru || first ? load(rows[r]->dh + unit, int(minimum(W, H - unit))) : Vector<Real>{};
-    }
+    any |= rows[r]->next != nullptr;
+    in[r] = rows[r]->next ? rows[r]->next : zeros;
   }
   if (any) {
     const int64_t K = gates_of(f.shape.cell) * H;
@@ -81,6 +75,15 @@ FUSEDRNN_INLINE void backward_tile(const Backward<Real>& f, const BackwardRow<Re
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) in[r] += 3 * H;
       multiply<S, Real>(acc, in, H, w + 2 * H * vectors * W);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Tile; ++r) {
+    if (!Gru && rows[r]->next) continue;
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t unit = unit0 + j * W;
+      acc[r][j] += load(rows[r]->dh + unit, int(minimum(W, H - unit)));
     }
   }
   store_tile<Real>(acc, sums);

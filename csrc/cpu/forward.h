@@ -6,7 +6,7 @@
 
 template <class Real>
 struct ForwardRow {
-  const Real* start;  // what the accumulators start from: x W_ih + b, or the bias alone
+  const Real* start;  // added to the products over h (and x): x W_ih + b, or the bias alone
   const Real* x;      // concat: the row of x
   const Real* h;      // state before the step
   const Real* c_prev;
@@ -60,19 +60,14 @@ void lstm_finish(const Real* sums, const ForwardRow<Real>& row, int64_t panel, i
   }
 }
 
-// One step's sums of `Tile` rows and one panel: sums[r] = start + x W_ih (concat) + h W_hh, [Tile][vector][lane].
+// One step's sums of `Tile` rows and one panel: sums[r] = start + x W_ih (concat) + h W_hh, [Tile][vector][lane]. `start`
+// is added last: a sum of K small products that begins at a large value is rounded K times at that value's size.
 template <class Input, class Hidden, int Tile, class Real>
 FUSEDRNN_INLINE void forward_tile(const Forward<Real>& f, ForwardRow<Real>* const* rows, int64_t panel, Real* sums) {
   constexpr int W = lanes_of<Real>, accumulators = Hidden::last + 1;
   const int64_t at = panel_offset<Real>(f.shape.cell, panel);
-  Vector<Real> acc[Tile][accumulators];
+  Vector<Real> acc[Tile][accumulators] = {};
   const Real* in[Tile];
-#pragma GCC unroll 8
-  for (int r = 0; r < Tile; ++r) {
-#pragma GCC unroll 4
-    for (int a = 0; a < Input::count; ++a) acc[r][a] = load(rows[r]->start + at + a * W);
-    if constexpr (accumulators > Input::count) acc[r][Input::count] = load(f.bias_hn + panel * W);
-  }
   if (f.concat) {
 #pragma GCC unroll 8
     for (int r = 0; r < Tile; ++r) in[r] = rows[r]->x;
@@ -81,6 +76,12 @@ FUSEDRNN_INLINE void forward_tile(const Forward<Real>& f, ForwardRow<Real>* cons
 #pragma GCC unroll 8
   for (int r = 0; r < Tile; ++r) in[r] = rows[r]->h;
   multiply<Hidden, Real>(acc, in, f.shape.H, f.packed_hh + f.shape.H * at);
+#pragma GCC unroll 8
+  for (int r = 0; r < Tile; ++r) {
+#pragma GCC unroll 4
+    for (int a = 0; a < Input::count; ++a) acc[r][a] += load(rows[r]->start + at + a * W);
+    if constexpr (accumulators > Input::count) acc[r][Input::count] += load(f.bias_hn + panel * W);
+  }
   store_tile<Real>(acc, sums);
 }
 

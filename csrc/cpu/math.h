@@ -1,8 +1,10 @@
 // exp, sigmoid and tanh on SIMD vectors, included inside the namespace of a variant.
 //
 // Write x = n ln2 + r with |r| <= ln2 / 2. Then exp(x) = 2^n (1 + p), p = expm1(r) by its Taylor polynomial, cut where the
-// first term left out is below a quarter ulp of p, and expm1(x) = 2^n p + (2^n - 1) keeps its relative accuracy near zero,
-// so tanh needs no second branch:  tanh|x| = e / (e + 2),  e = expm1(2 |x|).
+// first term left out is below a quarter ulp of p, and expm1(x) = 2^n p + (2^n - 1) keeps its relative accuracy near zero.
+// tanh|x| = e / (e + 2) = 1 - 2 / (e + 2), e = expm1(2 |x|): the first form near zero; the second, whose rounding errors
+// shrink with 2 / (e + 2), beyond. In float the first gives way to x + x^3 q(x^2), q minimax in relative error on
+// |x| <= 0.625 (4.4e-9, by Remez' algorithm), which halves the mean error of tanh to 0.19 ulp.
 // Comparisons are written so that NaN falls through to the result.
 
 template <class Real>
@@ -75,9 +77,22 @@ FUSEDRNN_INLINE Vector<Real> tanh_of(Vector<Real> x) {
   const IntVector sign = (IntVector)x & sign_bit;
   Vector<Real> a = (Vector<Real>)((IntVector)x & ~sign_bit);
   a = a > limit ? limit : a;
+  const auto small = a < Real(0.625);
   const ExpParts<Real> e = exp_parts<Real>(a + a);
-  const Vector<Real> em1 = fma(e.scale, e.p, e.scale - 1);
-  return (Vector<Real>)((IntVector)(em1 / (em1 + 2)) | sign);
+  Vector<Real> t;
+  if constexpr (sizeof(Real) == 4) {
+    const Vector<Real> u = a * a;
+    Vector<Real> q = fma(broadcast(-0.005704987f), u, broadcast(0.020639087f));
+    q = fma(q, u, broadcast(-0.053739715f));
+    q = fma(q, u, broadcast(0.13331442f));
+    q = fma(q, u, broadcast(-0.33333282f));
+    t = small ? fma(a * u, q, a) : 1 - 2 / (fma(e.scale, e.p, e.scale) + 1);
+  } else {
+    const Vector<Real> em1 = fma(e.scale, e.p, e.scale - 1);
+    const Vector<Real> ratio = (small ? em1 : broadcast(Real(2))) / (em1 + 2);
+    t = small ? ratio : 1 - ratio;
+  }
+  return (Vector<Real>)((IntVector)t | sign);
 }
 
 template <class Real>
