@@ -252,9 +252,9 @@ def assert_close_to_float64(sample: Sample, backend: str, dtype: torch.dtype, dr
     """The rule of precision: no farther from float64 than twice torch's own error at the same dtype, or than 4 eps of
     the tensor's scale where torch is exact.
 
-    Distances are root mean squares over all drawings: a tensor of 45 values, of which saturation leaves a few alive, has
-    too few roundings in one. The largest of some thousand rounding errors varies by more than a factor of two between
-    two sums of equal quality, so for it the rule is twice as wide.
+    Distances are root mean squares over all drawings: one tensor of 45 values, of which saturation leaves a few alive,
+    has too few roundings. The largest of some thousand rounding errors varies by more than a factor of two between two
+    sums of equal quality, so for it the rule is twice as wide.
     """
     for name, (ours, theirs, exact) in errors_of(sample, backend, dtype, draws).items():
         if not exact.numel():
