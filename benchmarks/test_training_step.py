@@ -1,0 +1,79 @@
+"""A whole step of the character model's training, against the same loop on torch.nn fed with one-hot rows."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import pairs
+from benchmarks.report import Row
+from fusedrnn.lm.corpus import load_corpus
+from fusedrnn.lm.trainer import TrainConfig, Trainer, grad_clipping
+
+STEPS_COMPARED = 20
+
+# (cell, hidden, clip): program 1 of the course is the ReLU network, without clipping.
+MODELS = [("rnn_relu", 64, 0.0), ("rnn", 64, 1.0), ("gru", 64, 1.0), ("lstm", 64, 1.0)]
+MODELS += [("rnn", 256, 1.0), ("gru", 256, 1.0), ("lstm", 256, 1.0)]
+
+
+class Steps:
+    """Training steps one at a time, over and over the same epoch's batches."""
+
+    def __init__(self, library: str, cell: str, hidden: int, clip: float):
+        config = TrainConfig(cell=cell, hidden=hidden, clip=clip, library=library, tokens="course", max_tokens=10_000)
+        self.trainer = Trainer(config, load_corpus("pydoc"))
+        self.batches = itertools.cycle(list(self.trainer.batches))
+        self.state = None
+
+    def __call__(self) -> torch.Tensor:
+        loss, self.state = self.trainer.train_step(*next(self.batches), self.state)
+        return loss
+
+
+def _name(cell: str, hidden: int) -> str:
+    return f"training step {cell} {hidden}"
+
+
+@pytest.mark.parametrize(("cell", "hidden", "clip"), MODELS)
+def test_training_step(cell, hidden, clip, threads, budget, benchmark, record):
+    compared = Steps("fusedrnn", cell, hidden, clip), Steps("torch", cell, hidden, clip)
+    for step in range(STEPS_COMPARED):
+        ours, theirs = (float(run()) for run in compared)
+        assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs)), f"loss of step {step}: {ours}, torch.nn {theirs}"
+    ours, theirs = compared
+    benchmark.group = f"{_name(cell, hidden)}, {threads} threads"
+    benchmark.name = "auto"
+    own, times = pairs.paired(benchmark, ours, {"torch.nn": theirs}, 2 * budget)
+    if not benchmark.disabled:
+        step, opponent = pairs.milliseconds(own), pairs.milliseconds(times["torch.nn"])
+        ratio = pairs.ratios(times["torch.nn"], own)
+        record.rows.append(Row(_name(cell, hidden), "auto", threads, step, opponent, ratio))
+
+
+@pytest.mark.parametrize(("cell", "hidden", "clip"), MODELS)
+def test_rest_of_the_step(cell, hidden, clip, threads, budget, benchmark, record):
+    """Head, loss, clipping and optimizer alone: the part of the step that is the same on both sides."""
+    trainer = Steps("fusedrnn", cell, hidden, clip).trainer
+    model, optimizer = trainer.model, trainer.optimizer
+    _, targets = next(iter(trainer.batches))
+    y = torch.randn(*targets.shape, hidden, requires_grad=True)
+    for parameter in model.rnn.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def rest():
+        loss = F.cross_entropy(model.head(y).flatten(0, 1), targets.flatten())
+        y.grad = model.head.weight.grad = model.head.bias.grad = None
+        loss.backward()
+        if clip:
+            grad_clipping(model, clip)
+        optimizer.step()
+
+    benchmark.group = f"{_name(cell, hidden)}, {threads} threads"
+    benchmark.name = "rest of the step"
+    own, _ = pairs.paired(benchmark, rest, {}, budget)
+    if not benchmark.disabled:
+        record.rows.append(Row(_name(cell, hidden), "rest", threads, pairs.milliseconds(own)))
