@@ -2,8 +2,7 @@
 // fixed order of chunks. Part of bindings.cpp.
 
 struct Gradients {
-  const Tensor &dx, &dh0, &dw_ih, &dw_hh, &db_ih, &db_hh;  // empty where not wanted
-  bool add_dx;                                             // dx already holds the other direction's part
+  const Tensor &dx, &dh0, &dc0, &dw_ih, &dw_hh, &db_ih, &db_hh;  // empty where not wanted
 };
 
 // A row-major matrix in raw memory.
@@ -47,6 +46,15 @@ void add_columns(const Matrix<Real>& a, Real* out) {
       }
       for (int64_t k = 0; k < width; ++k) out[k0 + k] += sums[k];
     }
+  }
+}
+
+template <class Real>
+void start_from(const Real* from, int64_t count, Real* to) {
+  if (from) {
+    std::memcpy(to, from, count * sizeof(Real));
+  } else {
+    std::memset(to, 0, count * sizeof(Real));
   }
 }
 
@@ -96,9 +104,9 @@ class ChunkRows {
 };
 
 template <class Real>
-void run_backward(const Shape& s, const Tensor& dy, const Tensor& dh, const Tensor& dc, const Tensor& x,
-                  const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& y,
-                  const Tensor& saved, const Tensor& cells, const Gradients& g) {
+void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const Tensor& dh_n, const Tensor& dc_n,
+                  const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                  const Tensor& y, const Tensor& saved, const Tensor& cells, const Gradients& g) {
   const auto& kernels = *kernels_of<Real>(current_isa);
   const ScalarType type = scalar_type<Real>;
   const int64_t G = gates_of(s.cell), H = s.H, I = s.I, B = s.B, T = s.T, R = row_count(s, x);
@@ -106,15 +114,16 @@ void run_backward(const Shape& s, const Tensor& dy, const Tensor& dh, const Tens
   const bool tokens = x.scalar_type() == ScalarType::Long, gru = s.cell == Cell::gru, lstm = s.cell == Cell::lstm;
   check_dense(w_ih, "w_ih", {G * H, I}, type);
   check_dense(w_hh, "w_hh", {G * H, H}, type);
-  check_dense(h0, "h0", {B, H}, type);
-  check_dense(dh, "dh", {B, H}, type);
+  check_dense(h0, "h0", {at.D, B, H}, type);
+  check_optional(dh_n, "dh_n", {at.D, B, H}, type);
   if (lstm) {
-    check_dense(c0, "c0", {B, H}, type);
-    check_dense(dc, "dc", {B, H}, type);
-    if (R > 0) check_dense(cells, "cells", {R, H}, type);
+    check_dense(c0, "c0", {at.D, B, H}, type);
+    check_optional(dc_n, "dc_n", {at.D, B, H}, type);
+    if (R > 0) check_dense(cells, "cells", {at.D, R, H}, type);
   }
-  if ((lstm || gru) && R > 0) check_dense(saved, "saved", {R, blocks, H}, type);
-  check_optional(g.dh0, "dh0", {B, H}, type);
+  if ((lstm || gru) && R > 0) check_dense(saved, "saved", {at.D, R, blocks, H}, type);
+  check_optional(g.dh0, "dh0", {at.D, B, H}, type);
+  check_optional(g.dc0, "dc0", {at.D, B, H}, type);
   check_optional(g.dw_ih, "dw_ih", {G * H, I}, type);
   check_optional(g.dw_hh, "dw_hh", {G * H, H}, type);
   check_optional(g.db_ih, "db_ih", {G * H}, type);
@@ -125,28 +134,36 @@ void run_backward(const Shape& s, const Tensor& dy, const Tensor& dh, const Tens
   steps_per_chunk = std::min(steps_per_chunk, T);
   const int64_t most_rows = steps_per_chunk * B;
   const bool want_w_hh = g.dw_hh.numel() > 0, want_w_ih = g.dw_ih.numel() > 0, want_dx = g.dx.numel() > 0;
+  const bool add_dx = at.d > 0;  // dx holds the forward direction's part
   const bool want_bias = g.db_ih.numel() > 0 || g.db_hh.numel() > 0;
   Buffer<Real> dgates(most_rows * gate_width), h_prev(want_w_hh ? most_rows * H : 0), carried(B * gate_width);
-  Buffer<Real> packed(kernels.padded_units(H) * G * H), column_sums(gate_width);
+  // Where a row of w_hh is whole vectors, it can be read as it lies.
+  const bool pack = R > unpacked_rows || kernels.padded_units(H) != H;
+  Buffer<Real> packed(pack ? kernels.padded_units(H) * G * H : 0), column_sums(gate_width);
   std::vector<const Real*> next(B, nullptr);
   std::memset(column_sums.get(), 0, gate_width * sizeof(Real));
 
+  Buffer<Real> dh(B * H), dc(lstm ? B * H : 0);
+  start_from(part<const Real>(dh_n, at.d, at.D), B * H, dh.get());
+  if (lstm) start_from(part<const Real>(dc_n, at.d, at.D), B * H, dc.get());
+
   Backward<Real> f{};
   f.shape = s;
-  f.h0 = data<const Real>(h0);
-  f.c0 = data<const Real>(c0);
-  f.y = rows_of<const Real>(y, "y", s, R, H, type);
-  f.dy = rows_of<const Real>(dy, "dy", s, R, H, type);
-  f.saved = data<const Real>(saved);
-  f.cells = data<const Real>(cells);
-  f.dh = data<Real>(dh);
-  f.dc = data<Real>(dc);
+  f.h0 = part<const Real>(h0, at.d, at.D);
+  f.c0 = part<const Real>(c0, at.d, at.D);
+  f.y = rows_of<const Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
+  f.dy = rows_of<const Real>(dy, "dy", s, R, H, type, at.d * H, at.D * H);
+  f.saved = part<const Real>(saved, at.d, at.D);
+  f.cells = part<const Real>(cells, at.d, at.D);
+  f.dh = dh.get();
+  f.dc = lstm ? dc.get() : nullptr;
   f.dgates = dgates.get();
   f.h_prev = want_w_hh ? h_prev.get() : nullptr;
   f.carried = carried.get();
   f.next = next.data();
-  f.packed_hh = packed.get();
-  if (T > 1 || g.dh0.numel() > 0) {
+  f.packed = pack;
+  f.w_hh = pack ? packed.get() : data<const Real>(w_hh);
+  if (pack && (T > 1 || g.dh0.numel() > 0)) {
     in_pieces(kernels.backward_panels(H), threads_for(G * H * H * 8, kernels.backward_panels(H)),
               [&](int64_t first, int64_t last) {
                 kernels.pack_backward(data<const Real>(w_hh), G * H, H, packed.get(), first, last);
@@ -200,16 +217,18 @@ void run_backward(const Shape& s, const Tensor& dy, const Tensor& dh, const Tens
       product(rows_of_weight(g.dw_ih, 0, G, I), window(0, G), true, xs.matrix(t0, count), add);
     }
     if (want_dx) {
-      if (g.add_dx) dxs.gather(t0, t1);
-      product(dxs.matrix(t0, count), window(0, G), false, rows_of_weight(w_ih, 0, G, I), g.add_dx);
+      if (add_dx) dxs.gather(t0, t1);
+      product(dxs.matrix(t0, count), window(0, G), false, rows_of_weight(w_ih, 0, G, I), add_dx);
       dxs.scatter(t0, t1);
     }
     if (want_bias) add_columns(window(0, blocks), column_sums.get());
   }
   if (g.dh0.numel() > 0) {
-    in_pieces(B, threads,
-              [&](int64_t first, int64_t last) { kernels.backward_finish(f, first, last, data<Real>(g.dh0)); });
+    in_pieces(B, threads, [&](int64_t first, int64_t last) {
+      kernels.backward_finish(f, first, last, part<Real>(g.dh0, at.d, at.D));
+    });
   }
+  if (g.dc0.numel() > 0) std::memcpy(part<Real>(g.dc0, at.d, at.D), dc.get(), B * H * sizeof(Real));
   if (tokens && want_w_ih) {
     Real* to = data<Real>(g.dw_ih);
     for (int64_t row = 0; row < G * H; ++row) {

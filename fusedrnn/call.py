@@ -90,6 +90,11 @@ class Call:
         return self.weights[0].w_hh.shape[1]
 
     @property
+    def direction(self) -> int:
+        """0: forward, 1: reverse, 2: both."""
+        return 2 if len(self.reverse) == 2 else int(self.reverse[0])
+
+    @property
     def y_shape(self) -> tuple[int, ...]:
         return (*self.x.shape[: 1 if self.row_offsets is not None else 2], self.D * self.P)
 

@@ -21,6 +21,7 @@ import torch
 
 import fusedrnn
 from fusedrnn import _extension
+from fusedrnn.backends import cpu
 from fusedrnn.backends.base import FEATURES, Backend
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
@@ -59,6 +60,7 @@ def report() -> str:
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "CPU library": f"{_extension.path()}, loaded" if _extension.is_loaded() else _extension.reason(),
+        "instructions": _instruction_sets(),
         "environment": ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("FUSEDRNN_")) or "-",
     }
     lines = [f"{name:<12} {value}" for name, value in facts.items()]
@@ -98,6 +100,11 @@ def _facts(backend: Backend) -> dict[str, str]:
 def _supports(backend: Backend) -> dict[str, str]:
     marks = {cell: cell in backend.cells for cell in CELLS} | {name: name in backend.features for name in FEATURES}
     return {name: "yes" if supported else "–" for name, supported in marks.items()}
+
+
+def _instruction_sets() -> str:
+    names = cpu.instruction_sets()
+    return ", ".join(f"{name} (in use)" if name == cpu.instruction_set() else name for name in names) or "-"
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -71,10 +71,6 @@ def flat(call: Call) -> tuple[Tensor, ...]:
     return tuple(empty if t is None else t for t in tensors)
 
 
-def direction_of(call: Call) -> int:
-    return 2 if call.D == 2 else int(call.reverse[0])
-
-
 def _present(tensor: Tensor) -> Tensor | None:
     """None for the empty one-dimensional tensor that stands for an absent argument."""
     return None if tensor.ndim == 1 and tensor.shape[0] == 0 else tensor

@@ -183,7 +183,7 @@ def inputs_of(call: Call) -> tuple[Tensor | None, ...]:
 
 
 def _options(call: Call) -> tuple:
-    return call.cell, ops.direction_of(call), call.batch_first, call.schedule, call.save, call.precision
+    return call.cell, call.direction, call.batch_first, call.schedule, call.save, call.precision
 
 
 def run(sample: Sample, backend: str, dtype: torch.dtype, backward_on: str | None = None) -> dict[str, Tensor]:

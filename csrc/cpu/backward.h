@@ -51,74 +51,72 @@ void lstm_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int 
   store(out + 3 * H, g.o, lanes);
 }
 
-// dh of `Tile` rows and one panel of units, before dy, into sums [Tile][vector][lane].
-template <bool Gru, class S, int Tile, class Real>
-FUSEDRNN_INLINE void backward_tile(const Backward<Real>& f, const BackwardRow<Real>* const* rows, const Real* zeros,
-                                   int64_t panel, Real* sums) {
-  constexpr int W = lanes_of<Real>, vectors = S::count;
-  const int64_t H = f.shape.H, unit0 = panel * vectors_per_panel * W;
-  Vector<Real> acc[Tile][vectors] = {};
-  const Real* in[Tile];
-  bool any = false;
-#pragma GCC unroll 8
-  for (int r = 0; r < Tile; ++r) {
-    any |= rows[r]->next != nullptr;
-    in[r] = rows[r]->next ? rows[r]->next : zeros;
-  }
-  if (any) {
-    const int64_t K = gates_of(f.shape.cell) * H;
-    const Real* w = f.packed_hh + K * unit0;
-    if constexpr (!Gru) {
-      multiply<S, Real>(acc, in, K, w);
-    } else {
-      multiply<S, Real>(acc, in, 2 * H, w);
-#pragma GCC unroll 8
-      for (int r = 0; r < Tile; ++r) in[r] += 3 * H;
-      multiply<S, Real>(acc, in, H, w + 2 * H * vectors * W);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Tile; ++r) {
-    if (!Gru && rows[r]->next) continue;
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) {
-      const int64_t unit = unit0 + j * W;
-      acc[r][j] += load(rows[r]->dh + unit, int(minimum(W, H - unit)));
-    }
-  }
-  store_tile<Real>(acc, sums);
-}
-
 // Takes a row from there: dh of one vector of units becomes dgates.
 template <class Real>
 using BackwardFinish = void (*)(const BackwardRow<Real>&, Vector<Real> dh, int64_t unit, int lanes, int64_t H);
 
+// The operands of one step's products: one entry an active row.
 template <class Real>
-void backward_step(const Backward<Real>& f, const BackwardRow<Real>* const* rows, int64_t count, const Real* zeros,
-                   BackwardFinish<Real> finish) {
+struct BackwardStep {
+  explicit BackwardStep(const Backward<Real>& f, int64_t n)
+      : rows(new BackwardRow<Real>*[n]),
+        in(new const Real*[n]),
+        out(new Real*[n]),
+        sums(new Real[n * vectors_per_panel * lanes_of<Real>]),
+        zeros(new Real[blocks_of(f.shape.cell) * f.shape.H]()) {
+    for (int64_t k = 0; k < n; ++k) out[k] = sums + k * vectors_per_panel * lanes_of<Real>;
+  }
+  ~BackwardStep() {
+    delete[] rows;
+    delete[] in;
+    delete[] out;
+    delete[] sums;
+    delete[] zeros;
+  }
+  BackwardStep(const BackwardStep&) = delete;
+
+  int64_t count = 0;
+  BackwardRow<Real>** rows;
+  const Real** in;
+  Real** out;
+  Real* sums;
+  Real* zeros;  // the dgates of no step
+};
+
+template <class Real>
+void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, BackwardFinish<Real> finish) {
   constexpr int W = lanes_of<Real>;
-  const int64_t H = f.shape.H, panels = backward_panels<Real>(H);
-  Real sums[FUSEDRNN_TILE_ROWS * vectors_per_panel * W];
+  const int64_t H = f.shape.H, K = gates_of(f.shape.cell) * H, panels = backward_panels<Real>(H);
+  const bool gru = f.shape.cell == Cell::gru;
+  bool any = false;
+  for (int64_t k = 0; k < step.count; ++k) any |= step.rows[k]->next != nullptr;
   for (int64_t panel = 0; panel < panels; ++panel) {
-    with_vectors(vectors_in<Real>(panel, H), [&](auto slots) {
-      using S = decltype(slots);
-      for_tiles(count, [&](auto tile, int64_t first) {
-        constexpr int Tile = decltype(tile)::value;
-        if (f.shape.cell == Cell::gru) {
-          backward_tile<true, S, Tile>(f, rows + first, zeros, panel, sums);
-        } else {
-          backward_tile<false, S, Tile>(f, rows + first, zeros, panel, sums);
-        }
-#pragma GCC unroll 1
-        for (int r = 0; r < Tile; ++r) {
-#pragma GCC unroll 1
-          for (int j = 0; j < S::count; ++j) {
-            const int64_t unit = (panel * vectors_per_panel + j) * W;
-            finish(*rows[first + r], load(sums + (r * S::count + j) * W), unit, int(minimum(W, H - unit)), H);
-          }
-        }
+    const int vectors = vectors_in<Real>(panel, H);
+    const int64_t first = panel * vectors_per_panel * W, stride = f.packed ? vectors * W : H;
+    const Real* w = f.w_hh + first * (f.packed ? K : 1);
+    if (any) {
+      for (int64_t k = 0; k < step.count; ++k) step.in[k] = step.rows[k]->next ? step.rows[k]->next : step.zeros;
+      with_vectors(vectors, [&](auto slots) {
+        using S = decltype(slots);
+        accumulate<S, S::count>(step.count, step.in, gru ? 2 * H : K, w, stride, true, step.out);
+        if (!gru) return;
+        for (int64_t k = 0; k < step.count; ++k) step.in[k] += 3 * H;
+        accumulate<S, S::count>(step.count, step.in, H, w + 2 * H * stride, stride, false, step.out);
       });
-    });
+    } else {
+      zero(step.sums, step.count * vectors_per_panel * W);
+    }
+    for (int64_t k = 0; k < step.count; ++k) {
+      const BackwardRow<Real>& row = *step.rows[k];
+#pragma GCC unroll 1
+      for (int j = 0; j < vectors; ++j) {
+        const int64_t unit = (panel * vectors_per_panel + j) * W;
+        const int lanes = int(minimum(W, H - unit));
+        Vector<Real> dh = load(step.out[k] + j * W);
+        if (gru || !row.next) dh += load(row.dh + unit, lanes);
+        finish(row, dh, unit, lanes, H);
+      }
+    }
   }
 }
 
@@ -130,8 +128,7 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
   const int64_t lowest = s.reverse ? step_at(s, end - 1) : step_at(s, begin);
   const int64_t first_row = s.row_offsets ? s.row_offsets[lowest] : lowest * s.B;
   auto* rows = new BackwardRow<Real>[n];
-  auto** active = new BackwardRow<Real>*[n];
-  auto* zeros = new Real[blocks * H]();
+  BackwardStep<Real> step(f, n);
   for (int64_t b = first; b < last; ++b) {
     BackwardRow<Real>& row = rows[b - first];
     row = {};
@@ -141,7 +138,7 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
   }
   for (int64_t position = end - 1; position >= begin; --position) {
     const int64_t t = step_at(s, position);
-    int64_t count = 0;
+    step.count = 0;
     for (int64_t b = first; b < last; ++b) {
       BackwardRow<Real>& row = rows[b - first];
       if (t >= length_of(s, b)) {
@@ -163,10 +160,10 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
       row.saved = f.saved ? f.saved + number * blocks * H : nullptr;
       row.dgates = f.dgates + (number - first_row) * blocks * H;
       if (f.h_prev) copy(f.h_prev + (number - first_row) * H, row.h_prev, H);
-      active[count++] = &row;
+      step.rows[step.count++] = &row;
     }
-    backward_step(f, active, count, zeros, finish[int(s.cell)]);
-    for (int64_t k = 0; k < count; ++k) active[k]->next = active[k]->dgates;
+    backward_step(f, step, finish[int(s.cell)]);
+    for (int64_t k = 0; k < step.count; ++k) step.rows[k]->next = step.rows[k]->dgates;
   }
   for (int64_t b = first; b < last; ++b) {
     const Real* next = rows[b - first].next;
@@ -174,8 +171,6 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
     if (next && next != carried) copy(carried, next, blocks * H);
     f.next[b] = next ? carried : nullptr;
   }
-  delete[] zeros;
-  delete[] active;
   delete[] rows;
 }
 
@@ -188,18 +183,16 @@ template <class Real>
 void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real* dh0) {
   const int64_t n = last - first, H = f.shape.H;
   auto* rows = new BackwardRow<Real>[n];
-  auto** active = new BackwardRow<Real>*[n];
-  auto* zeros = new Real[blocks_of(f.shape.cell) * H]();
+  BackwardStep<Real> step(f, n);
+  step.count = n;
   for (int64_t b = first; b < last; ++b) {
     BackwardRow<Real>& row = rows[b - first];
     row = {};
     row.next = f.next[b];
     row.dh = f.dh + b * H;
     row.dgates = dh0 + b * H;
-    active[b - first] = &row;
+    step.rows[b - first] = &row;
   }
-  backward_step(f, active, n, zeros, store_dh0<Real>);
-  delete[] zeros;
-  delete[] active;
+  backward_step(f, step, store_dh0<Real>);
   delete[] rows;
 }

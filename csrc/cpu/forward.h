@@ -2,35 +2,43 @@
 //
 // A thread owns batch rows [first, last) and runs all T steps on them: no other thread reads what it writes, so there is
 // no barrier. Steps outside, panels inside them, tiles of rows innermost: a panel's weights are used by every row while
-// they are in cache.
+// they are in cache. `start` is added to the products last: a sum of K small products that began at a large value would
+// be rounded K times at that value's size.
 
 template <class Real>
 struct ForwardRow {
   const Real* start;  // added to the products over h (and x): x W_ih + b, or the bias alone
-  const Real* x;      // concat: the row of x
   const Real* h;      // state before the step
   const Real* c_prev;
   Real *y, *c, *saved;  // this step's output, cell state, kept blocks (null: not kept)
 };
 
-// The accumulators of one row and panel become gates and state. sums: [vector][lane], as packed.
+// The sums of one row and panel, [vector][lane] as packed, become gates and state.
+template <class Real>
+using ForwardFinish = void (*)(const Forward<Real>&, const Real* sums, const ForwardRow<Real>&, int64_t panel);
+
 template <class Real, bool Relu>
-void rnn_finish(const Real* sums, const ForwardRow<Real>& row, int64_t panel, int64_t H) {
+void rnn_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row, int64_t panel) {
   constexpr int W = lanes_of<Real>;
+  const int64_t H = f.shape.H;
   const int vectors = vectors_in<Real>(panel, H);
+  const Real* start = row.start + panel_offset<Real>(f.shape.cell, panel);
 #pragma GCC unroll 1
   for (int j = 0; j < vectors; ++j) {
     const int64_t unit = (panel * vectors_per_panel + j) * W;
-    store(row.y + unit, rnn_forward<Relu>(load(sums + j * W)), int(minimum(W, H - unit)));
+    const Vector<Real> h = rnn_forward<Relu>(load(sums + j * W) + load(start + j * W));
+    store(row.y + unit, h, int(minimum(W, H - unit)));
   }
 }
 
 template <class Real>
-void gru_finish(const Real* sums, const ForwardRow<Real>& row, int64_t panel, int64_t H) {
+void gru_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row, int64_t panel) {
   constexpr int W = lanes_of<Real>;
-  const int64_t unit = panel * W;
+  const int64_t H = f.shape.H, unit = panel * W;
   const int lanes = int(minimum(W, H - unit));
-  GruGates<Vector<Real>> g{load(sums + 2 * W), load(sums), load(sums + W), load(sums + 3 * W)};
+  const Real* start = row.start + panel_offset<Real>(Cell::gru, panel);
+  GruGates<Vector<Real>> g{load(sums + 2 * W) + load(start + 2 * W), load(sums) + load(start),
+                           load(sums + W) + load(start + W), load(sums + 3 * W) + load(f.bias_hn + unit)};
   Vector<Real> h;
   gru_forward(g, load(row.h + unit, lanes), h);
   store(row.y + unit, h, lanes);
@@ -43,11 +51,13 @@ void gru_finish(const Real* sums, const ForwardRow<Real>& row, int64_t panel, in
 }
 
 template <class Real>
-void lstm_finish(const Real* sums, const ForwardRow<Real>& row, int64_t panel, int64_t H) {
+void lstm_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row, int64_t panel) {
   constexpr int W = lanes_of<Real>;
-  const int64_t unit = panel * W;
+  const int64_t H = f.shape.H, unit = panel * W;
   const int lanes = int(minimum(W, H - unit));
-  LstmGates<Vector<Real>> g{load(sums), load(sums + W), load(sums + 2 * W), load(sums + 3 * W)};
+  const Real* start = row.start + panel_offset<Real>(Cell::lstm, panel);
+  LstmGates<Vector<Real>> g{load(sums) + load(start), load(sums + W) + load(start + W),
+                            load(sums + 2 * W) + load(start + 2 * W), load(sums + 3 * W) + load(start + 3 * W)};
   Vector<Real> c, h;
   lstm_forward(g, load(row.c_prev + unit, lanes), c, h);
   store(row.c + unit, c, lanes);
@@ -60,97 +70,81 @@ void lstm_finish(const Real* sums, const ForwardRow<Real>& row, int64_t panel, i
   }
 }
 
-// One step's sums of `Tile` rows and one panel: sums[r] = start + x W_ih (concat) + h W_hh, [Tile][vector][lane]. `start`
-// is added last: a sum of K small products that begins at a large value is rounded K times at that value's size.
-template <class Input, class Hidden, int Tile, class Real>
-FUSEDRNN_INLINE void forward_tile(const Forward<Real>& f, ForwardRow<Real>* const* rows, int64_t panel, Real* sums) {
-  constexpr int W = lanes_of<Real>, accumulators = Hidden::last + 1;
-  const int64_t at = panel_offset<Real>(f.shape.cell, panel);
-  Vector<Real> acc[Tile][accumulators] = {};
-  const Real* in[Tile];
-  if (f.concat) {
-#pragma GCC unroll 8
-    for (int r = 0; r < Tile; ++r) in[r] = rows[r]->x;
-    multiply<Input, Real>(acc, in, f.shape.I, f.packed_ih + f.shape.I * at);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Tile; ++r) in[r] = rows[r]->h;
-  multiply<Hidden, Real>(acc, in, f.shape.H, f.packed_hh + f.shape.H * at);
-#pragma GCC unroll 8
-  for (int r = 0; r < Tile; ++r) {
-#pragma GCC unroll 4
-    for (int a = 0; a < Input::count; ++a) acc[r][a] += load(rows[r]->start + at + a * W);
-    if constexpr (accumulators > Input::count) acc[r][Input::count] += load(f.bias_hn + panel * W);
-  }
-  store_tile<Real>(acc, sums);
-}
-
-// x W_ih + b of `count` rows: the same accumulation as in forward_tile, kept in memory instead of registers.
+// The operands of one step's products: one entry an active row.
 template <class Real>
-void input_product(const Forward<Real>& f, const ForwardRow<Real>* rows, int64_t count) {
+struct StepRows {
+  explicit StepRows(int64_t n)
+      : x(new const Real*[n]), h(new const Real*[n]), sums(new Real*[n]), rows(new ForwardRow<Real>*[n]) {}
+  ~StepRows() {
+    delete[] x;
+    delete[] h;
+    delete[] sums;
+    delete[] rows;
+  }
+  StepRows(const StepRows&) = delete;
+
+  int64_t count = 0;
+  const Real** x;  // concat
+  const Real** h;
+  Real** sums;
+  ForwardRow<Real>** rows;
+};
+
+// As accumulate() with a panel of w [G*H, K] as it lies. GRU: the products of h and W_hn have a slot of their own.
+template <class Real>
+void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t count, const Real* const* in, int64_t K,
+                         const Real* w, Real* const* out) {
   constexpr int W = lanes_of<Real>;
-  const Cell cell = f.shape.cell;
-  const int64_t panels = forward_panels<Real>(cell, f.shape.H);
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t at = panel_offset<Real>(cell, panel);
-    with_vectors(slots_of<Real>(cell, f.shape.H, panel), [&](auto slots) {
-      using S = decltype(slots);
-      for_tiles(count, [&](auto tile, int64_t first) {
-        constexpr int Tile = decltype(tile)::value;
-        Vector<Real> acc[Tile][S::count];
-        const Real* in[Tile];
-#pragma GCC unroll 8
-        for (int r = 0; r < Tile; ++r) {
-          in[r] = rows[first + r].x;
-#pragma GCC unroll 4
-          for (int a = 0; a < S::count; ++a) acc[r][a] = load(f.bias + at + a * W);
-        }
-        multiply<S, Real>(acc, in, f.shape.I, f.packed_ih + f.shape.I * at);
-#pragma GCC unroll 8
-        for (int r = 0; r < Tile; ++r) {
-#pragma GCC unroll 4
-          for (int a = 0; a < S::count; ++a) store(const_cast<Real*>(rows[first + r].start) + at + a * W, acc[r][a]);
-        }
-      });
-    });
-  }
-}
-
-template <class Real>
-using ForwardFinish = void (*)(const Real* sums, const ForwardRow<Real>&, int64_t panel, int64_t H);
-
-template <class Real>
-void forward_step(const Forward<Real>& f, ForwardRow<Real>* const* rows, int64_t count, ForwardFinish<Real> finish) {
-  constexpr int W = lanes_of<Real>;
-  const Cell cell = f.shape.cell;
-  const int64_t panels = forward_panels<Real>(cell, f.shape.H);
-  Real sums[FUSEDRNN_TILE_ROWS * vectors_per_panel * W];
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const auto run = [&](auto input, auto hidden) {
-      using Hidden = decltype(hidden);
-      for_tiles(count, [&](auto tile, int64_t first) {
-        constexpr int Tile = decltype(tile)::value;
-        forward_tile<decltype(input), Hidden, Tile>(f, rows + first, panel, sums);
-#pragma GCC unroll 1
-        for (int r = 0; r < Tile; ++r) {
-          finish(sums + r * (Hidden::last + 1) * W, *rows[first + r], panel, f.shape.H);
-        }
-      });
-    };
-    if (cell == Cell::gru) {
-      run(Slots<0, 1, 2>{}, Slots<0, 1, 3>{});  // r z n from x; r z hn from h
-    } else {
-      with_vectors(slots_of<Real>(cell, f.shape.H, panel), [&](auto slots) { run(slots, slots); });
+  for_slots<Real>(s.cell, s.H, panel, [&](int slot, int64_t row, int lanes) {
+    const int to = hidden && s.cell == Cell::gru && slot == 2 ? 3 : slot;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int u = 0; u < lanes; u += dots_at_once) {
+        const int some = int(minimum(dots_at_once, lanes - u));
+        Real sums[dots_at_once];
+        dots(in[r], w + (row + u) * K, K, some, sums);
+        for (int j = 0; j < some; ++j) out[r][to * W + u + j] += sums[j];
+      }
     }
+  });
+}
+
+template <class Real>
+void forward_step(const Forward<Real>& f, const StepRows<Real>& step, ForwardFinish<Real> finish) {
+  constexpr int W = lanes_of<Real>;
+  const Shape& s = f.shape;
+  const int64_t H = s.H, I = s.I, panels = forward_panels<Real>(s.cell, H);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t at = panel_offset<Real>(s.cell, panel);
+    const auto products = [&](auto input, auto hidden) {
+      using Input = decltype(input);
+      using Hidden = decltype(hidden);
+      constexpr int accumulators = Hidden::accumulators;
+      if (f.concat) {
+        const Real* w = f.packed_ih + I * at;
+        accumulate<Input, accumulators>(step.count, step.x, I, w, Input::count * W, true, step.sums);
+      }
+      const Real* w = f.packed_hh + H * at;
+      accumulate<Hidden, accumulators>(step.count, step.h, H, w, Hidden::count * W, !f.concat, step.sums);
+    };
+    if (!f.packed_hh) {
+      zero(step.sums[0], step.count * vectors_per_panel * W);
+      if (f.concat) accumulate_unpacked(s, panel, false, step.count, step.x, I, f.w_ih, step.sums);
+      accumulate_unpacked(s, panel, true, step.count, step.h, H, f.w_hh, step.sums);
+    } else if (s.cell == Cell::gru) {
+      products(Slots<0, 1, 2>{}, Slots<0, 1, 3>{});  // r z n from x; r z hn from h
+    } else {
+      with_vectors(slots_of<Real>(s.cell, H, panel), [&](auto slots) { products(slots, slots); });
+    }
+    for (int64_t k = 0; k < step.count; ++k) finish(f, step.sums[k], *step.rows[k], panel);
   }
 }
 
-// Fills `start` (and `x`) of the rows of steps [begin, end); inactive rows are left out of the product.
+// x W_ih + b of the rows of steps [begin, end), into `pre`; inactive rows are left out.
 template <class Real>
-void prepare_inputs(const Forward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end, Real* pre,
-                    ForwardRow<Real>* inputs) {
+void input_product(const Forward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end, Real* pre,
+                   const Real** x, Real** out) {
   const Shape& s = f.shape;
-  const int64_t width = packed_width<Real>(s.cell, s.H);
+  const int64_t width = packed_width<Real>(s.cell, s.H), panels = forward_panels<Real>(s.cell, s.H);
   int64_t count = 0;
   for (int64_t position = begin; position < end; ++position) {
     const int64_t t = step_at(s, position);
@@ -160,12 +154,26 @@ void prepare_inputs(const Forward<Real>& f, int64_t first, int64_t last, int64_t
       if (f.tokens.base) {
         token_row(f, *row_at(s, f.tokens, t, b), start);
       } else {
-        inputs[count].start = start;
-        inputs[count++].x = row_at(s, f.x, t, b);
+        copy(start, f.bias, width);
+        out[count] = start;
+        x[count++] = row_at(s, f.x, t, b);
       }
     }
   }
-  input_product(f, inputs, count);
+  if (count == 0) return;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int slots = slots_of<Real>(s.cell, s.H, panel);
+    if (f.packed_ih) {
+      const Real* w = f.packed_ih + s.I * panel_offset<Real>(s.cell, panel);
+      with_vectors(slots, [&](auto vectors) {
+        using S = decltype(vectors);
+        accumulate<S, S::count>(count, x, s.I, w, S::count * lanes_of<Real>, false, out);
+      });
+    } else {
+      accumulate_unpacked(s, panel, false, count, x, s.I, f.w_ih, out);
+    }
+    for (int64_t k = 0; k < count; ++k) out[k] += slots * lanes_of<Real>;
+  }
 }
 
 template <class Real>
@@ -176,19 +184,22 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
   const int64_t blocks = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 0;
   const bool direct = f.concat || f.table;  // nothing to prepare per chunk
   auto* rows = new ForwardRow<Real>[n];
-  auto** active = new ForwardRow<Real>*[n];
-  auto* inputs = direct ? nullptr : new ForwardRow<Real>[n * steps_per_chunk];
+  auto* sums = new Real[n * vectors_per_panel * lanes_of<Real>];
+  StepRows<Real> step(n);
+  StepRows<Real> chunk(direct ? 0 : n * steps_per_chunk);
   for (int64_t b = first; b < last; ++b) {
-    rows[b - first] = {};
-    rows[b - first].h = f.h0 + b * H;
-    rows[b - first].c_prev = f.c0 ? f.c0 + b * H : nullptr;
+    const int64_t k = b - first;
+    rows[k] = {};
+    rows[k].h = f.h0 + b * H;
+    rows[k].c_prev = f.c0 ? f.c0 + b * H : nullptr;
+    step.sums[k] = sums + k * vectors_per_panel * lanes_of<Real>;
   }
   for (int64_t begin = 0; begin < s.T; begin += steps_per_chunk) {
     const int64_t end = minimum(s.T, begin + steps_per_chunk);
-    if (!direct) prepare_inputs(f, first, last, begin, end, workspace, inputs);
+    if (!direct) input_product(f, first, last, begin, end, workspace, chunk.x, chunk.sums);
     for (int64_t position = begin; position < end; ++position) {
       const int64_t t = step_at(s, position);
-      int64_t count = 0;
+      step.count = 0;
       for (int64_t b = first; b < last; ++b) {
         ForwardRow<Real>& row = rows[b - first];
         if (t >= length_of(s, b)) {
@@ -200,19 +211,20 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
         if (f.c_n) row.c = f.cells ? f.cells + number * H : f.c_n + b * H;
         row.saved = f.saved ? f.saved + number * blocks * H : nullptr;
         if (f.concat) {
-          row.x = row_at(s, f.x, t, b);
+          step.x[step.count] = row_at(s, f.x, t, b);
           row.start = f.bias;
         } else if (f.table) {
           row.start = f.table + *row_at(s, f.tokens, t, b) * width;
         } else {
           row.start = workspace + ((position - begin) * n + b - first) * width;
         }
-        active[count++] = &row;
+        step.h[step.count] = row.h;
+        step.rows[step.count++] = &row;
       }
-      forward_step(f, active, count, finish);
-      for (int64_t k = 0; k < count; ++k) {
-        active[k]->h = active[k]->y;
-        active[k]->c_prev = active[k]->c;
+      forward_step(f, step, finish);
+      for (int64_t k = 0; k < step.count; ++k) {
+        step.rows[k]->h = step.rows[k]->y;
+        step.rows[k]->c_prev = step.rows[k]->c;
       }
     }
   }
@@ -220,8 +232,7 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
     copy(f.h_n + b * H, rows[b - first].h, H);
     if (f.c_n && rows[b - first].c_prev != f.c_n + b * H) copy(f.c_n + b * H, rows[b - first].c_prev, H);
   }
-  delete[] inputs;
-  delete[] active;
+  delete[] sums;
   delete[] rows;
 }
 

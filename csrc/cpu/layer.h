@@ -31,9 +31,10 @@ struct Forward {
   bool concat;         // one product over [x, h] a step; else x W_ih of a chunk of steps first
   Rows<const Real> x;  // null base: tokens
   Rows<const int64_t> tokens;
-  const Real* w_ih;       // [G*H, I], read for tokens without a table
-  const Real* packed_ih;  // pack_forward(w_ih)
-  const Real* packed_hh;  // pack_forward(w_hh)
+  const Real* w_ih;       // [G*H, I], read for tokens without a table, and where nothing is packed
+  const Real* w_hh;       // [G*H, H], read where nothing is packed
+  const Real* packed_ih;  // pack_forward(w_ih), or null: so few rows that packing does not pay
+  const Real* packed_hh;  // pack_forward(w_hh), or null, as packed_ih
   const Real* bias;       // pack_bias: b_ih, plus b_hh where the two simply add
   const Real* bias_hn;    // GRU: b_hn, same packing, one gate
   const Real* table;      // tokens: [I, packed_width], row v is the packed column v of w_ih plus bias; or null
@@ -49,7 +50,8 @@ struct Forward {
 template <class Real>
 struct Backward {
   Shape shape;
-  const Real* packed_hh;  // pack_backward(w_hh); null when nothing flows from step to step
+  const Real* w_hh;  // [G*H, H] as it is, or pack_backward(w_hh)
+  bool packed;       // which of the two
   const Real* h0;
   const Real* c0;
   Rows<const Real> y;

@@ -1,19 +1,20 @@
 // The micro-kernel shared by forward, backward and the input product. Included inside the namespace of a variant.
 
-// acc[r][slot] += sum over k of in[r][k] * w[k][a], k ascending. Slots says where each weight vector accumulates.
+// Where the vectors of a row of weights accumulate.
 template <int... Slot>
 struct Slots {
   static constexpr int count = sizeof...(Slot);
   static constexpr int at[sizeof...(Slot)] = {Slot...};
-  static constexpr int last = at[sizeof...(Slot) - 1];
+  static constexpr int accumulators = at[sizeof...(Slot) - 1] + 1;
 };
 
+// acc[r][slot] += sum over k of in[r][k] * w[k][a], k ascending.
 template <class S, class Real, int Tile, int Accumulators>
 FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Accumulators], const Real* const (&in)[Tile], int64_t K,
-                              const Real* w) {
+                              const Real* w, int64_t stride) {
   constexpr int W = lanes_of<Real>;
 #pragma GCC unroll 1
-  for (int64_t k = 0; k < K; ++k, w += S::count * W) {
+  for (int64_t k = 0; k < K; ++k, w += stride) {
     Vector<Real> weights[S::count];
 #pragma GCC unroll 4
     for (int a = 0; a < S::count; ++a) weights[a] = load(w + a * W);
@@ -23,16 +24,6 @@ FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Accumulators], const Rea
 #pragma GCC unroll 4
       for (int a = 0; a < S::count; ++a) acc[r][S::at[a]] = fma(x, weights[a], acc[r][S::at[a]]);
     }
-  }
-}
-
-// acc -> [Tile][Accumulators][lane]
-template <class Real, int Tile, int Accumulators>
-FUSEDRNN_INLINE void store_tile(const Vector<Real> (&acc)[Tile][Accumulators], Real* to) {
-#pragma GCC unroll 8
-  for (int r = 0; r < Tile; ++r) {
-#pragma GCC unroll 4
-    for (int a = 0; a < Accumulators; ++a) store(to + (r * Accumulators + a) * lanes_of<Real>, acc[r][a]);
   }
 }
 
@@ -64,6 +55,39 @@ FUSEDRNN_INLINE void for_tiles(int64_t n, F f) {
   }
 }
 
+// One product of `count` rows with a panel of weights w [K, at `stride`][S::count][lane]: out[r] [Accumulators][lane] receives, or
+// where not `fresh` has added, the sums over k of in[r][k] * w[k]. Each sum runs in order of k, and its value does not
+// depend on how rows and k are cut. k is cut so that a block of weights stays in L1 until every row has used it.
+template <class S, int Accumulators, class Real>
+__attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, int64_t K, const Real* w,
+                                          int64_t stride, bool fresh, Real* const* out) {
+  constexpr int W = lanes_of<Real>;
+  constexpr int64_t in_l1 = (16 << 10) / (S::count * FUSEDRNN_VECTOR_BYTES);
+  const int64_t block = count > FUSEDRNN_TILE_ROWS ? in_l1 : K;
+  for (int64_t k = 0; k < K; k += block) {
+    for_tiles(count, [&](auto tile, int64_t first) {
+      constexpr int Tile = decltype(tile)::value;
+      Vector<Real> acc[Tile][Accumulators] = {};
+      const Real* x[Tile];
+#pragma GCC unroll 8
+      for (int r = 0; r < Tile; ++r) x[r] = in[first + r] + k;
+      if (!fresh || k > 0) {
+#pragma GCC unroll 8
+        for (int r = 0; r < Tile; ++r) {
+#pragma GCC unroll 4
+          for (int a = 0; a < Accumulators; ++a) acc[r][a] = load(out[first + r] + a * W);
+        }
+      }
+      multiply<S, Real>(acc, x, minimum(block, K - k), w + k * stride, stride);
+#pragma GCC unroll 8
+      for (int r = 0; r < Tile; ++r) {
+#pragma GCC unroll 4
+        for (int a = 0; a < Accumulators; ++a) store(out[first + r] + a * W, acc[r][a]);
+      }
+    });
+  }
+}
+
 // Calls f(Slots<0, ..., count - 1>) for a run-time count of 1 to 4.
 template <class F>
 FUSEDRNN_INLINE void with_vectors(int count, F f) {
@@ -71,6 +95,35 @@ FUSEDRNN_INLINE void with_vectors(int count, F f) {
   if (count == 3) return f(Slots<0, 1, 2>{});
   if (count == 2) return f(Slots<0, 1>{});
   f(Slots<0>{});
+}
+
+// out[u] = sum over k of x[k] * w[u * K + k] for u of a group of four: the weights as they lie, read once.
+constexpr int dots_at_once = 4;
+
+template <class Real>
+FUSEDRNN_INLINE void dots(const Real* x, const Real* w, int64_t K, int count, Real* out) {
+  constexpr int W = lanes_of<Real>;
+  Vector<Real> acc[dots_at_once] = {};
+  const Real* rows[dots_at_once];
+#pragma GCC unroll 4
+  for (int u = 0; u < dots_at_once; ++u) rows[u] = w + minimum(u, count - 1) * K;
+  int64_t k = 0;
+#pragma GCC unroll 1
+  for (; k + W <= K; k += W) {
+    const Vector<Real> xs = load(x + k);
+#pragma GCC unroll 4
+    for (int u = 0; u < dots_at_once; ++u) acc[u] = fma(xs, load(rows[u] + k), acc[u]);
+  }
+  if (k < K) {
+    const Vector<Real> xs = load(x + k, int(K - k));
+#pragma GCC unroll 4
+    for (int u = 0; u < dots_at_once; ++u) acc[u] = fma(xs, load(rows[u] + k, int(K - k)), acc[u]);
+  }
+  for (int u = 0; u < count; ++u) {
+    Real sum = 0;
+    for (int lane = 0; lane < W; ++lane) sum += acc[u][lane];
+    out[u] = sum;
+  }
 }
 
 // Where row (t, b) begins, and its number.

@@ -9,7 +9,22 @@ from fusedrnn import _extension
 from fusedrnn.backends.base import Backend, Outputs, Problem
 from fusedrnn.call import Call
 
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as enum Isa in csrc/bindings.cpp
 _CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/cpu/layer.h
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that are compiled and that this processor has; none without the compiled library."""
+    bits = torch.ops.fusedrnn_cpu.isas() if _extension.is_loaded() else 0
+    return tuple(name for k, name in enumerate(INSTRUCTION_SETS) if bits >> k & 1)
+
+
+def instruction_set() -> str:
+    """The one in use."""
+    return INSTRUCTION_SETS[torch.ops.fusedrnn_cpu.isa()]
+
+
+_EMPTY = {dtype: torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.float64)}  # what is absent
 
 
 class CpuBackend(Backend):
@@ -23,84 +38,91 @@ class CpuBackend(Backend):
         return None if _extension.is_loaded() else f"the compiled library is missing: {_extension.reason()}"
 
     def schedule(self, problem: Problem) -> str:
-        if problem.schedule != "auto":
-            return problem.schedule
-        return "concat" if problem.T == 1 else "hoisted"
+        return "concat" if _concat(problem.schedule, problem.T) else "hoisted"
 
     def forward(self, call: Call) -> Outputs:
-        y, h_n, c_n, saved, cells = self.new_outputs(call)
-        empty = h_n.new_empty(0)
-        x = _rows(call.x, call)
-        concat = self.schedule(Problem.of(call)) == "concat"
-        for d, w in enumerate(call.weights):
-            torch.ops.fusedrnn_cpu.forward(
-                x,
-                call.h0[d].contiguous(),
-                empty if call.c0 is None else call.c0[d].contiguous(),
-                *(_dense(t, empty) for t in (w.w_ih, w.w_hh, w.b_ih, w.b_hh)),
-                _dense(call.row_offsets, empty),
-                _dense(call.lengths, empty),
-                y[..., d * call.P : (d + 1) * call.P],
-                h_n[d],
-                empty if call.c0 is None else c_n[d],
-                saved[d] if saved.numel() else empty,
-                cells[d] if cells.numel() else empty,
-                _CELLS.index(call.cell),
-                call.reverse[d],
-                concat,
-            )
-        return y, h_n, c_n, saved, cells
+        outputs = self.new_outputs(call)
+        w_ih, w_hh, b_ih, b_hh, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = _weights(call)
+        empty = _EMPTY[call.dtype]
+        torch.ops.fusedrnn_cpu.forward.default(
+            _rows(call.x),
+            call.h0.contiguous(),
+            _dense(call.c0, empty),
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            w_ih_reverse,
+            w_hh_reverse,
+            b_ih_reverse,
+            b_hh_reverse,
+            _dense(call.row_offsets, empty),
+            _dense(call.lengths, empty),
+            *outputs,
+            _CELLS.index(call.cell),
+            call.direction,
+            _concat(call.schedule, call.T),
+        )
+        return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
-        like = call.weights[0].w_ih
-        empty = like.new_empty(0)
-        x, y = _rows(call.x, call), _rows(y, call)
-        dy = None if dy is None else _rows(dy, call)
-        dx = call.new_rows(call.I) if wanted[0] else empty
-        dh0 = like.new_empty(call.h0.shape) if wanted[1] else empty
-        dc0 = None if call.c0 is None else (like.new_zeros(call.c0.shape) if dc_n is None else _copy(dc_n))
-        grads: list[Tensor | None] = [dx, dh0, dc0]
-        for d, w in enumerate(call.weights):
-            dh = like.new_zeros(call.h0.shape[1:]) if dh_n is None else _copy(dh_n[d])
-            own = [
-                torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else empty
-                for t, want in zip(w[:4], wanted[3 + 5 * d :], strict=False)
-            ]
-            columns = slice(d * call.P, (d + 1) * call.P)
-            torch.ops.fusedrnn_cpu.backward(
-                empty if dy is None else dy[..., columns],
-                dh,
-                empty if dc0 is None else dc0[d],
-                x,
-                call.h0[d].contiguous(),
-                empty if call.c0 is None else call.c0[d].contiguous(),
-                w.w_ih.contiguous(),
-                w.w_hh.contiguous(),
-                _dense(call.row_offsets, empty),
-                _dense(call.lengths, empty),
-                y[..., columns],
-                saved[d] if saved.numel() else empty,
-                cells[d] if cells.numel() else empty,
-                dx,
-                dh0[d] if wanted[1] else empty,
-                *own,
-                _CELLS.index(call.cell),
-                call.reverse[d],
-                d > 0,
-            )
-            grads += [*own, None]
-        return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+        w_ih, w_hh, _, _, w_ih_reverse, w_hh_reverse, _, _ = _weights(call)
+        empty = _EMPTY[call.dtype]
+        given = (call.x, call.h0, call.c0, *(w for one in call.weights for w in one))
+        grads = [
+            torch.empty_like(t, memory_format=torch.contiguous_format) if want and k > 0 else None
+            for k, (t, want) in enumerate(zip(given, wanted, strict=True))
+        ]
+        if wanted[0]:
+            grads[0] = call.new_rows(call.I)
+        dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, _, *reverse = (empty if g is None else g for g in grads)
+        torch.ops.fusedrnn_cpu.backward.default(
+            empty if dy is None else _rows(dy),
+            _dense(dh_n, empty),
+            _dense(dc_n, empty),
+            _rows(call.x),
+            call.h0.contiguous(),
+            _dense(call.c0, empty),
+            w_ih,
+            w_hh,
+            w_ih_reverse,
+            w_hh_reverse,
+            _dense(call.row_offsets, empty),
+            _dense(call.lengths, empty),
+            _rows(y),
+            saved,
+            cells,
+            dx,
+            dh0,
+            dc0,
+            dw_ih,
+            dw_hh,
+            db_ih,
+            db_hh,
+            *(reverse[:4] or (empty,) * 4),
+            _CELLS.index(call.cell),
+            call.direction,
+        )
+        return tuple(grads)
+
+
+def _concat(schedule: str, T: int) -> bool:
+    """Whether x and h are multiplied in one step: alone with one step there is nothing to hoist."""
+    return schedule == "concat" or (schedule == "auto" and T == 1)
+
+
+def _weights(call: Call) -> list[Tensor]:
+    """w_ih, w_hh, b_ih, b_hh of both directions, empty where absent."""
+    empty = _EMPTY[call.dtype]
+    found = [_dense(w, empty) for one in call.weights for w in one[:4]]
+    return found if len(found) == 8 else found + [empty] * 4
 
 
 def _dense(tensor: Tensor | None, empty: Tensor) -> Tensor:
     return empty if tensor is None else tensor.contiguous()
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _rows(tensor: Tensor, call: Call) -> Tensor:
+def _rows(tensor: Tensor) -> Tensor:
     """The kernels take rows at any stride, each row dense."""
     if tensor.dtype == torch.int64 or tensor.stride(-1) == 1:
         return tensor
