@@ -26,11 +26,15 @@ from fusedrnn import ops, reference
 
 
 def _wanted(ctx) -> int:
-    return sum(1 << k for k in range(len(ops.DIFFERENTIABLE)) if ctx.needs_input_grad[k])
+    needed = ctx.needs_input_grad[: len(ops.DIFFERENTIABLE)]
+    return sum([1 << k for k, need in enumerate(needed) if need])
 
 
 class RecurrentFunction(torch.autograd.Function):
-    """One layer. The arguments are those of the raw op `fusedrnn::*_forward`, whose five outputs it returns."""
+    """One layer. The arguments are those of the raw op `fusedrnn::*_forward`, whose five outputs it returns.
+
+    Absent tensors may be None.
+    """
 
     generate_vmap_rule = True
 
@@ -42,8 +46,8 @@ class RecurrentFunction(torch.autograd.Function):
         row_offsets, lengths, resets,
         op, cell, direction, batch_first, schedule, save, precision, backend,
     ):  # fmt: skip
-        return ops.FORWARD[op](
-            x, h0, c0,
+        return ops.forward(
+            op, x, h0, c0,
             w_ih, w_hh, b_ih, b_hh, w_hr,
             w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse,
             row_offsets, lengths, resets,
@@ -60,16 +64,14 @@ class RecurrentFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, dh_n, dc_n, _dsaved, _dcells):
-        tensors = ctx.saved_tensors
-        empty = tensors[1].new_empty(0)
-        cotangents = (empty if g is None else g for g in (dy, dh_n, dc_n))
+        tensors, cotangents = ctx.saved_tensors, (dy, dh_n, dc_n)
         op, *options = ctx.options
         if torch.is_grad_enabled():
             grads = RecurrentBackward.apply(*cotangents, *tensors, op, *options, _wanted(ctx))
         else:
-            grads = ops.BACKWARD[op](*cotangents, *tensors, *options, _wanted(ctx))
-        grads = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
-        return (*grads, *(None,) * (len(ctx.needs_input_grad) - len(ops.DIFFERENTIABLE)))
+            grads = ops.backward(op, *cotangents, *tensors, *options, _wanted(ctx))
+        grads = tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
+        return (*grads, *(None,) * (len(ctx.needs_input_grad) - len(grads)))
 
 
 class RecurrentBackward(torch.autograd.Function):
@@ -89,7 +91,7 @@ class RecurrentBackward(torch.autograd.Function):
         row_offsets, lengths, resets, y, saved, cells,
         op, cell, direction, batch_first, schedule, save, precision, backend, wanted,
     ):  # fmt: skip
-        return ops.BACKWARD[op](
+        arguments = (
             dy, dh_n, dc_n,
             x, h0, c0,
             w_ih, w_hh, b_ih, b_hh, w_hr,
@@ -97,6 +99,7 @@ class RecurrentBackward(torch.autograd.Function):
             row_offsets, lengths, resets, y, saved, cells,
             cell, direction, batch_first, schedule, save, precision, backend, wanted,
         )  # fmt: skip
+        return ops.BACKWARD[op](*ops.filled(arguments, h0))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -123,9 +126,9 @@ class RecurrentBackward(torch.autograd.Function):
         return tuple(by_place.get(k) for k in range(len(ctx.needs_input_grad)))
 
 
-def _is_value(tensor: Tensor) -> bool:
-    """Whether a gradient can flow to an argument: no tokens, no empty tensor for what is absent."""
-    return tensor.is_floating_point() and tensor.shape != (0,)
+def _is_value(tensor: Tensor | None) -> bool:
+    """Whether a gradient can flow to an argument: no tokens, nothing that is absent."""
+    return tensor is not None and tensor.is_floating_point() and tensor.shape != (0,)
 
 
 def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], options, wanted: list[int]):
@@ -140,7 +143,8 @@ def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], option
 
     outputs, pull, *_ = torch.func.vjp(layer, *(tensors[k] for k in wanted))
     pairs = zip(outputs, cotangents, strict=False)
-    return pull(tuple(g if g.shape == out.shape else torch.zeros_like(out) for out, g in pairs))
+    given = ((out, g is not None and g.shape == out.shape, g) for out, g in pairs)
+    return pull(tuple(g if fits else torch.zeros_like(out) for out, fits, g in given))
 
 
 class RNNFunction(RecurrentFunction):

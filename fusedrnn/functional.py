@@ -240,31 +240,28 @@ def _autocast(cell, x, h0, c0, weights):
 def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
     spec, w = CELLS[cell], weights[0]
-    tensors = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), *places)
+    row_offsets, lengths, resets = places
+    given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
     compiling = torch.compiler.is_compiling()
-    if compiling:  # Dynamo refuses a Function that gets one tensor twice
-        given = tuple(w.w_ih.new_empty(0) if t is None else t for t in tensors)
-    else:
-        absent = w.w_ih.new_empty(0)
-        given = tuple(absent if t is None else t for t in tensors)
     direction = 2 if len(weights) == 2 else 0
-    precision = _precision(w.w_ih)
+    dtype, precision = w.w_ih.dtype, _precision(w.w_ih)
     transformed = torch._C._are_functorch_transforms_active()
     if forward_ad._current_level >= 0 or (transformed and compiling):
         return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
-    differentiate = torch.is_grad_enabled() and (transformed or any(t.requires_grad for t in given))
+    differentiate = torch.is_grad_enabled() and (transformed or any([t.requires_grad for t in given if t is not None]))
     save = "full" if differentiate else "none"
-    row_offsets, lengths, resets = places
+    rows, I = w.w_ih.shape
+    _, B, P = h0.shape
     facts = (
         cell,
         x.device.type,
-        w.w_ih.dtype,
-        x.shape[0] if row_offsets is None else row_offsets.shape[0],
-        h0.shape[1],
-        w.w_ih.shape[1],
-        w.w_ih.shape[0] // len(spec.gates),
+        dtype,
+        len(x if row_offsets is None else row_offsets),
+        B,
+        I,
+        rows // len(spec.gates),
         len(weights),
-        0 if w.w_hr is None else h0.shape[2],
+        0 if w.w_hr is None else P,
         x.dtype == torch.int64,
         row_offsets is not None,
         lengths is not None,
@@ -279,7 +276,8 @@ def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> 
     options = (cell, direction, batch_first, schedule, save, precision, name)
     if differentiate:
         return autograd.apply(spec.op, *given, spec.op, *options)[:3]
-    return ops.FORWARD[spec.op](*given, *options)[:3]
+    y, h_n, c_n, *_ = ops.forward(spec.op, *given, *options)
+    return y, h_n, c_n
 
 
 _NO_WEIGHTS = (None,) * 5

@@ -11,6 +11,7 @@ graph. Added are int64 tokens in place of one-hot rows, and keyword-only options
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class _Recurrent(_Options, nn.RNNBase):
     """RNN, GRU and LSTM but for how they hold their state: one tensor, or (h, c)."""
 
     _flat_weights: list[Any]
+    _kept: tuple[list[Any], tuple[Weights, ...]] = ([], ())  # parameters, and what _weights() made of them
     _name_tensor = ""  # torch.nn.RNN alone says "tensor" in the error about the number of dimensions
 
     def __init__(self, mode: str, *args, backend: str = "auto", schedule: str = "auto", **kwargs) -> None:
@@ -98,14 +100,13 @@ class _Recurrent(_Options, nn.RNNBase):
     def _run(self, x: Tensor, hx, batch_sizes: Tensor | None):
         self.check_forward_args(x, hx, batch_sizes)
         h0, c0 = states = hx if self.mode == "LSTM" else (hx, None)
-        weights = self._weights()
-        self._check_rest(x, states if c0 is not None else (h0,), weights, batch_sizes)
+        self._check_rest(x, states if c0 is not None else (h0,), batch_sizes)
         y, h_n, c_n = functional.run(
             self.cell,
             x,
             h0,
             c0,
-            weights,
+            self._weights(),
             _NO_ROWS if batch_sizes is None else functional.Rows(batch_sizes),
             self.bidirectional,
             self.batch_first,
@@ -115,13 +116,12 @@ class _Recurrent(_Options, nn.RNNBase):
         )
         return y, (h_n, c_n) if self.mode == "LSTM" else h_n
 
-    def _check_rest(self, x: Tensor, states, weights: tuple[Weights, ...], batch_sizes: Tensor | None) -> None:
+    def _check_rest(self, x: Tensor, states, batch_sizes: Tensor | None) -> None:
         """What torch.nn leaves to its kernels to find, or to overlook."""
         if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         _check_states(x, states, self._flat_weights)
-        misfit = "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0])
-        if misfit := misfit or checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
+        if misfit := "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0]):
             raise RuntimeError(misfit)
 
     def _update_flat_weights(self) -> None:
@@ -131,9 +131,15 @@ class _Recurrent(_Options, nn.RNNBase):
             self._init_flat_weights()
 
     def _weights(self) -> tuple[Weights, ...]:
-        """The parameters as `functional` takes them, layer by layer, forward before reverse."""
+        """The parameters as `functional` takes them, layer by layer, forward before reverse, checked once.
+
+        RuntimeError where they do not fit together. Kept for as long as the very same parameters are there.
+        """
         flat, each = self._flat_weights, len(self._all_weights[0])
-        return tuple(
+        keep = not torch.compiler.is_compiling()
+        if keep and len(self._kept[0]) == len(flat) and all(map(operator.is_, self._kept[0], flat)):
+            return self._kept[1]
+        weights = tuple(
             Weights(
                 flat[k],
                 flat[k + 1],
@@ -143,6 +149,14 @@ class _Recurrent(_Options, nn.RNNBase):
             )
             for k in range(0, len(flat), each)
         )
+        if misfit := checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
+            raise RuntimeError(misfit)
+        if keep and all(type(w) is nn.Parameter for w in flat):  # not what a transform puts in their place
+            self._kept = list(flat), weights
+        return weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_kept"}
 
     def _zeros(self, x: Tensor, batch: int):
         return self._zero_state(x, batch, self.proj_size or self.hidden_size)

@@ -38,23 +38,22 @@ BACKWARD_SCHEMA = (
 _REVERSE = {0: (False,), 1: (True,), 2: (False, True)}
 
 
-def call_of(tensors: tuple[Tensor, ...], cell, direction, batch_first, schedule, save, precision) -> Call:
-    """Name the flat arguments of an op."""
-    x, h0, c0, *weights, row_offsets, lengths, resets = tensors
-    reverse = _REVERSE[direction]
+def call_of(tensors: tuple[Tensor | None, ...], cell, direction, batch_first, schedule, save, precision) -> Call:
+    """Name the flat arguments of an op; what is absent may be None or empty."""
+    x, h0, *rest = tensors
+    assert x is not None and h0 is not None
+    c0, *weights, row_offsets, lengths, resets = map(_present, rest)
+    groups = (weights[:5], weights[5:]) if direction == 2 else (weights[:5],)
     return Call(
         cell,
         x,
         h0,
-        _present(c0),
-        tuple(
-            Weights(w_ih, w_hh, _present(b_ih), _present(b_hh), _present(w_hr))
-            for w_ih, w_hh, b_ih, b_hh, w_hr in (weights[5 * d : 5 * d + 5] for d in range(len(reverse)))
-        ),
-        reverse,
-        _present(row_offsets),
-        _present(lengths),
-        _present(resets),
+        c0,
+        tuple(Weights(*group) for group in groups),  # type: ignore[arg-type]
+        _REVERSE[direction],
+        row_offsets,
+        lengths,
+        resets,
         batch_first,
         schedule,
         save,
@@ -64,16 +63,20 @@ def call_of(tensors: tuple[Tensor, ...], cell, direction, batch_first, schedule,
 
 def flat(call: Call) -> tuple[Tensor, ...]:
     """The tensors of `call` in the order of TENSORS, empty where absent."""
-    empty = call.h0.new_empty(0)
     weights = [w for direction in call.weights for w in direction]
-    weights += [empty] * (10 - len(weights))
-    tensors = (call.x, call.h0, call.c0, *weights, call.row_offsets, call.lengths, call.resets)
-    return tuple(empty if t is None else t for t in tensors)
+    weights += [None] * (10 - len(weights))
+    return filled((call.x, call.h0, call.c0, *weights, call.row_offsets, call.lengths, call.resets), call.h0)
 
 
-def _present(tensor: Tensor) -> Tensor | None:
+def filled(arguments: tuple, like: Tensor) -> tuple:
+    """Arguments of an op with an empty tensor for each None."""
+    empty = like.new_empty(0)
+    return tuple(empty if a is None else a for a in arguments)
+
+
+def _present(tensor: Tensor | None) -> Tensor | None:
     """None for the empty one-dimensional tensor that stands for an absent argument."""
-    return None if tensor.ndim == 1 and tensor.shape[0] == 0 else tensor
+    return None if tensor is None or (tensor.ndim == 1 and len(tensor) == 0) else tensor
 
 
 def _forward(*arguments):
@@ -101,26 +104,29 @@ def _check_data(call: Call) -> None:
             raise ValueError(f"lengths: expected values in [0, {call.T}], the steps, got {low if low < 0 else high}")
 
 
-def _backward(dy, dh_n, dc_n, *arguments):
+def _backward(*arguments):
+    return _all_gradients(arguments[4], _gradients(*arguments))
+
+
+def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
     *tensors, y, saved, cells, cell, direction, batch_first, schedule, save, precision, backend, wanted = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
     mask = tuple(bool(wanted >> k & 1) for k in range(3 + 5 * call.D))
     cotangents = (_cotangent(dy, y.shape), _cotangent(dh_n, call.h0.shape), _cotangent(dc_n, _shape(call.c0)))
-    grads = REGISTRY[backend].backward(call, *cotangents, y, saved, cells, mask)
-    return _all_gradients(call, grads)
+    return REGISTRY[backend].backward(call, *cotangents, y, saved, cells, mask)
 
 
-def _cotangent(tensor: Tensor, shape) -> Tensor | None:
-    return tensor if tensor.shape == shape else None
+def _cotangent(tensor: Tensor | None, shape) -> Tensor | None:
+    return tensor if tensor is not None and tensor.shape == shape else None
 
 
 def _shape(tensor: Tensor | None):
     return None if tensor is None else tensor.shape
 
 
-def _all_gradients(call: Call, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+def _all_gradients(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     padded = (*grads, *(None,) * (len(DIFFERENTIABLE) - len(grads)))
-    return tuple(call.h0.new_empty(0) if g is None else g for g in padded)
+    return tuple(like.new_empty(0) if g is None else g for g in padded)
 
 
 def _fake_forward(*arguments):
@@ -139,7 +145,7 @@ def _fake_backward(dy, dh_n, dc_n, *arguments):
         else None
         for k, t in enumerate(inputs)
     )
-    return _all_gradients(call, grads)
+    return _all_gradients(call.h0, grads)
 
 
 _LIBRARY = torch.library.Library("fusedrnn", "DEF")
@@ -155,3 +161,35 @@ for _op in OPS:
 
 FORWARD = {op: getattr(torch.ops.fusedrnn, f"{op}_forward").default for op in OPS}
 BACKWARD = {op: getattr(torch.ops.fusedrnn, f"{op}_backward").default for op in OPS}
+
+
+def forward(op: str, *arguments) -> tuple[Tensor, ...]:
+    """FORWARD[op], quicker where nobody listens to the dispatcher: 20 us of a small layer's 110 are its boxing.
+
+    What is absent may be None.
+    """
+    if _is_observed(arguments):
+        return FORWARD[op](*filled(arguments, arguments[1]))
+    return _forward(*arguments)
+
+
+def backward(op: str, *arguments) -> tuple[Tensor | None, ...]:
+    """BACKWARD[op], quicker where nobody listens. What is absent may be None; what is not wanted is empty or None."""
+    if _is_observed(arguments):
+        return BACKWARD[op](*filled(arguments, arguments[4]))
+    return _gradients(*arguments)
+
+
+def _is_observed(arguments) -> bool:
+    """Whether a compiler, a transform, a tracer, a profiler, a dispatch mode or a tensor's class is to see the op."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+        or not _PLAIN.issuperset(map(type, arguments))
+    )
+
+
+_PLAIN = {Tensor, torch.nn.Parameter, type(None), str, int, bool}

@@ -162,7 +162,7 @@ def test_fake_kernels_tell_the_truth(sample, backend):
     outputs = forward(call, backend)
     flat, options = (
         ops.flat(call),
-        (call.cell, ops.direction_of(call), call.batch_first, "auto", "full", "ieee", backend),
+        (call.cell, call.direction, call.batch_first, "auto", "full", "ieee", backend),
     )
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(ops.FORWARD[call.spec.op], (*flat, *options), test_utils=checks)

@@ -73,7 +73,7 @@ def layer(sample: Sample):
     inputs = [t.clone().requires_grad_() for t in inputs_of(call) if t is not None and t.is_floating_point()]
     places = [k for k, t in enumerate(flat[:13]) if t.is_floating_point() and (t.ndim > 1 or t.numel())]
     op = call.spec.op
-    options = (call.cell, ops.direction_of(call), call.batch_first, "auto", "full", "ieee", "reference")
+    options = (call.cell, call.direction, call.batch_first, "auto", "full", "ieee", "reference")
 
     def function(*tensors):
         arguments = list(flat)

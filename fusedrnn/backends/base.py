@@ -145,14 +145,14 @@ class Backend:
 
     def new_outputs(self, call: Call) -> Outputs:
         """Uninitialised outputs of `forward`: y [T, B, D*P], h_n [D, B, P], c_n [D, B, H] or empty, saved, cells."""
-        like, spec = call.weights[0].w_ih, call.spec
-        h_n = like.new_empty(call.D, call.B, call.P)
-        c_n = like.new_empty((call.D, call.B, call.H) if spec.states == 2 else (0,))
-        saved = like.new_empty(saved_shape(spec, call.save, call.D, call.R, call.H))
-        cells = like.new_empty(
-            cells_shape(spec, call.save, call.D, call.T, call.R, call.B, call.H), dtype=state_dtype(call.dtype)
-        )
-        return call.new_rows(call.D * call.P), h_n, c_n, saved, cells
+        w, spec, D, B, R, save = call.weights[0], call.spec, call.D, call.B, call.R, call.save
+        like, P = w.w_ih, w.w_hh.shape[1]
+        H = like.shape[0] // len(spec.gates)
+        h_n = like.new_empty(D, B, P)
+        c_n = like.new_empty((D, B, H) if spec.states == 2 else 0)
+        saved = like.new_empty(saved_shape(spec, save, D, R, H))
+        cells = like.new_empty(cells_shape(spec, save, D, call.T, R, B, H), dtype=state_dtype(like.dtype))
+        return call.new_rows(D * P), h_n, c_n, saved, cells
 
 
 def _short(dtype: torch.dtype) -> str:
