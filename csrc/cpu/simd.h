@@ -50,6 +50,14 @@ FUSEDRNN_INLINE Vector<Real> broadcast(Real a) {
   return a - Vector<Real>{};  // a - 0 is a, also for -0, so that nothing is left of it but the broadcast
 }
 
+// Left to itself GCC loads an operand of few uses again for every use.
+template <class V>
+FUSEDRNN_INLINE void keep_in_register([[maybe_unused]] V& v) {
+#if defined(__AVX2__)
+  asm("" : "+v"(v));
+#endif
+}
+
 #if defined(__AVX512F__)
 FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return _mm512_fmadd_ps(a, b, c); }
 FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return _mm512_fmadd_pd(a, b, c); }

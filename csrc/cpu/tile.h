@@ -17,7 +17,10 @@ FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Accumulators], const Rea
   for (int64_t k = 0; k < K; ++k, w += stride) {
     Vector<Real> weights[S::count];
 #pragma GCC unroll 4
-    for (int a = 0; a < S::count; ++a) weights[a] = load(w + a * W);
+    for (int a = 0; a < S::count; ++a) {
+      weights[a] = load(w + a * W);
+      if constexpr (Tile == 2) keep_in_register(weights[a]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < Tile; ++r) {
       const Vector<Real> x = broadcast(in[r][k]);
