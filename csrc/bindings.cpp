@@ -90,11 +90,10 @@ void check_optional(const Tensor& t, const char* name, std::initializer_list<int
 }
 
 // Columns [column, column + width) of rows [T, B, columns] or packed [R, columns] whose last stride is 1; tokens have no
-// last dimension and width 0.
+// last dimension and width 0. Without elements the base is null, which fits only where the shape says so.
 template <class Element>
 Rows<Element> rows_of(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width, ScalarType type,
                       int64_t column = 0, int64_t columns = 0) {
-  if (t.numel() == 0) return {nullptr, 0, 0};
   const bool packed = s.row_offsets != nullptr;
   const int64_t dims = (packed ? 1 : 2) + (width > 0);
   if (columns == 0) columns = width;
@@ -103,8 +102,16 @@ Rows<Element> rows_of(const Tensor& t, const char* name, const Shape& s, int64_t
                   ": wrong shape");
   STD_TORCH_CHECK(width == 0 || (t.size(dims - 1) == columns && (columns == 1 || t.stride(dims - 1) == 1)), name,
                   ": wrong width or rows not dense");
+  if (t.numel() == 0) return {nullptr, 0, 0};
   auto* base = static_cast<Element*>(t.data_ptr()) + column;
   return packed ? Rows<Element>{base, 0, t.stride(0)} : Rows<Element>{base, t.stride(0), t.stride(1)};
+}
+
+// The same, or absent.
+template <class Element>
+Rows<Element> optional_rows(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width,
+                            ScalarType type, int64_t column = 0, int64_t columns = 0) {
+  return t.numel() == 0 ? Rows<Element>{} : rows_of<Element>(t, name, s, R, width, type, column, columns);
 }
 
 // Part d of D equal parts of a dense tensor, null where it is absent.
@@ -125,6 +132,7 @@ Shape shape_of(int64_t cell, bool reverse, const Tensor& x, const Tensor& h0, co
   s.H = h0.size(2);
   s.I = w_ih.size(1);
   s.T = row_offsets.numel() > 0 ? row_offsets.numel() : x.size(0);
+  STD_TORCH_CHECK(s.T > 0 && s.I > 0 && s.H > 0, "no steps, no inputs or no hidden units");
   check_optional(row_offsets, "row_offsets", {s.T}, ScalarType::Long);
   check_optional(lengths, "lengths", {s.B}, ScalarType::Long);
   s.row_offsets = data<const int64_t>(row_offsets);
@@ -218,13 +226,12 @@ void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Ten
   f.bias = bias.get();
   f.bias_hn = bias_hn.get();
   f.h0 = part<const Real>(h0, at.d, at.D);
-  f.c0 = part<const Real>(c0, at.d, at.D);
+  f.c0 = s.cell == Cell::lstm ? part<const Real>(c0, at.d, at.D) : nullptr;
   f.y = rows_of<Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
   f.h_n = part<Real>(h_n, at.d, at.D);
-  f.c_n = part<Real>(c_n, at.d, at.D);
+  f.c_n = s.cell == Cell::lstm ? part<Real>(c_n, at.d, at.D) : nullptr;
   f.saved = part<Real>(saved, at.d, at.D);
   f.cells = part<Real>(cells, at.d, at.D);
-  STD_TORCH_CHECK(f.y.base || R == 0, "y: missing");
   if (tokens) {
     for (int64_t t = 0; t < s.T; ++t) {
       for (int64_t b = 0; b < B; ++b) {

@@ -152,7 +152,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   f.h0 = part<const Real>(h0, at.d, at.D);
   f.c0 = part<const Real>(c0, at.d, at.D);
   f.y = rows_of<const Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
-  f.dy = rows_of<const Real>(dy, "dy", s, R, H, type, at.d * H, at.D * H);
+  f.dy = optional_rows<const Real>(dy, "dy", s, R, H, type, at.d * H, at.D * H);
   f.saved = part<const Real>(saved, at.d, at.D);
   f.cells = part<const Real>(cells, at.d, at.D);
   f.dh = dh.get();
@@ -173,7 +173,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const Rows<const int64_t> token_rows =
       tokens ? rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long) : Rows<const int64_t>{};
   const ChunkRows<Real> xs(s, x_rows, I, tokens || !want_w_ih ? 0 : most_rows);
-  const Rows<Real> dx_rows = want_dx ? rows_of<Real>(g.dx, "dx", s, R, I, type) : Rows<Real>{};
+  const Rows<Real> dx_rows = optional_rows<Real>(g.dx, "dx", s, R, I, type);
   const ChunkRows<Real> dxs(s, dx_rows, I, want_dx ? most_rows : 0);
   Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
   if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
@@ -228,7 +228,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
       kernels.backward_finish(f, first, last, part<Real>(g.dh0, at.d, at.D));
     });
   }
-  if (g.dc0.numel() > 0) std::memcpy(part<Real>(g.dc0, at.d, at.D), dc.get(), B * H * sizeof(Real));
+  if (lstm && g.dc0.numel() > 0) std::memcpy(part<Real>(g.dc0, at.d, at.D), dc.get(), B * H * sizeof(Real));
   if (tokens && want_w_ih) {
     Real* to = data<Real>(g.dw_ih);
     for (int64_t row = 0; row < G * H; ++row) {

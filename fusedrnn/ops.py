@@ -112,16 +112,26 @@ def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
     *tensors, y, saved, cells, cell, direction, batch_first, schedule, save, precision, backend, wanted = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
     mask = tuple(bool(wanted >> k & 1) for k in range(3 + 5 * call.D))
-    cotangents = (_cotangent(dy, y.shape), _cotangent(dh_n, call.h0.shape), _cotangent(dc_n, _shape(call.c0)))
+    cotangents = (
+        _cotangent("dy", dy, y.shape),
+        _cotangent("dh_n", dh_n, call.h0.shape),
+        _cotangent("dc_n", dc_n, None if call.c0 is None else call.c0.shape),
+    )
     return REGISTRY[backend].backward(call, *cotangents, y, saved, cells, mask)
 
 
-def _cotangent(tensor: Tensor | None, shape) -> Tensor | None:
-    return tensor if tensor is not None and tensor.shape == shape else None
+def _cotangent(name: str, tensor: Tensor | None, shape) -> Tensor | None:
+    given = _present(tensor)
+    if given is not None and given.shape != shape:
+        raise ValueError(f"{name}: expected {'nothing' if shape is None else list(shape)}, got {list(given.shape)}")
+    return given
 
 
-def _shape(tensor: Tensor | None):
-    return None if tensor is None else tensor.shape
+def _check_devices(tensors) -> None:
+    """A meta tensor among others brings a call to the fake kernels, whose outputs nobody would fill."""
+    devices = {str(t.device) for t in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"expected all tensors on one device, got {', '.join(sorted(devices))}")
 
 
 def _all_gradients(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -132,12 +142,14 @@ def _all_gradients(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tens
 def _fake_forward(*arguments):
     *tensors, cell, direction, batch_first, schedule, save, precision, backend = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
+    _check_devices(tensors)
     return REGISTRY[backend].new_outputs(call)
 
 
 def _fake_backward(dy, dh_n, dc_n, *arguments):
     *tensors, _y, _saved, _cells, cell, direction, batch_first, schedule, save, precision, _backend, wanted = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
+    _check_devices((dy, dh_n, dc_n, *tensors, _y, _saved, _cells))
     inputs = (call.x, call.h0, call.c0, *(w for direction_weights in call.weights for w in direction_weights))
     grads = tuple(
         (call.new_rows(call.I) if k == 0 else torch.empty_like(t, memory_format=torch.contiguous_format))

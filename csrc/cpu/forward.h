@@ -113,6 +113,7 @@ void forward_step(const Forward<Real>& f, const StepRows<Real>& step, ForwardFin
   constexpr int W = lanes_of<Real>;
   const Shape& s = f.shape;
   const int64_t H = s.H, I = s.I, panels = forward_panels<Real>(s.cell, H);
+  if (step.count == 0) return;
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t at = panel_offset<Real>(s.cell, panel);
     const auto products = [&](auto input, auto hidden) {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import _extension
-from fusedrnn.backends.base import Backend, Outputs, Problem
+from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as enum Isa in csrc/bindings.cpp
@@ -41,6 +41,7 @@ class CpuBackend(Backend):
         return "concat" if _concat(problem.schedule, problem.T) else "hoisted"
 
     def forward(self, call: Call) -> Outputs:
+        _refuse_what_the_kernels_lack(call)
         outputs = self.new_outputs(call)
         w_ih, w_hh, b_ih, b_hh, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse = _weights(call)
         empty = _EMPTY[call.dtype]
@@ -66,6 +67,7 @@ class CpuBackend(Backend):
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
+        _refuse_what_the_kernels_lack(call)
         w_ih, w_hh, _, _, w_ih_reverse, w_hh_reverse, _, _ = _weights(call)
         empty = _EMPTY[call.dtype]
         given = (call.x, call.h0, call.c0, *(w for one in call.weights for w in one))
@@ -104,6 +106,12 @@ class CpuBackend(Backend):
             call.direction,
         )
         return tuple(grads)
+
+
+def _refuse_what_the_kernels_lack(call: Call) -> None:
+    """`select` never sends these here, a call of the raw op may."""
+    if call.resets is not None or call.weights[0].w_hr is not None:
+        raise BackendError("cpu: resets and projection are not supported")
 
 
 def _concat(schedule: str, T: int) -> bool:
