@@ -25,7 +25,7 @@ using torch::stable::Tensor;
 constexpr int64_t abi_version = 1;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
-constexpr int64_t dgates_bytes = 4 << 20;  // dgates of a chunk of steps
+constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps
 constexpr int64_t unpacked_rows = 3;       // fewer uses of the weights than this do not pay for packing them
 constexpr int64_t least_work = 1 << 16;    // multiply-adds worth a second thread
 

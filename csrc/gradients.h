@@ -19,9 +19,32 @@ struct Matrix {
   }
 };
 
-// out (+)= op(a) b
+// to (+)= sum over n of scale[n * stride] * from[n], columns wide: four rows at a time, each read once.
+template <class Real>
+void add_scaled_rows(const Real* scale, int64_t stride, const Matrix<Real>& from, Real* to, bool add) {
+  if (!add) std::memset(to, 0, from.columns * sizeof(Real));
+  int64_t n = 0;
+  for (; n + 4 <= from.rows; n += 4) {
+    const Real *r0 = from.at + n * from.stride, *r1 = r0 + from.stride, *r2 = r1 + from.stride, *r3 = r2 + from.stride;
+    const Real *s = scale + n * stride, s0 = s[0], s1 = s[stride], s2 = s[2 * stride], s3 = s[3 * stride];
+    for (int64_t k = 0; k < from.columns; ++k) to[k] += (s0 * r0[k] + s1 * r1[k]) + (s2 * r2[k] + s3 * r3[k]);
+  }
+  for (; n < from.rows; ++n) {
+    const Real *row = from.at + n * from.stride, s = scale[n * stride];
+    for (int64_t k = 0; k < from.columns; ++k) to[k] += s * row[k];
+  }
+}
+
+// out (+)= op(a) b. A GEMM over a few rows costs more to launch than to do.
 template <class Real>
 void product(const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a, const Matrix<Real>& b, bool add) {
+  if (a.rows <= unpacked_rows) {
+    for (int64_t m = 0; m < out.rows; ++m) {
+      const Real* scale = a.at + m * (transpose_a ? 1 : a.stride);
+      add_scaled_rows(scale, transpose_a ? a.stride : 1, b, out.at + m * out.stride, add);
+    }
+    return;
+  }
   const Tensor to = out.view(false), left = a.view(transpose_a), right = b.view(false);
   if (add) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(to.get(), to.get(), left.get(), right.get(), 1.0, 1.0));
