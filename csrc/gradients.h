@@ -22,8 +22,13 @@ struct Matrix {
 // to (+)= sum over n of scale[n * stride] * from[n], columns wide: four rows at a time, each read once.
 template <class Real>
 void add_scaled_rows(const Real* scale, int64_t stride, const Matrix<Real>& from, Real* to, bool add) {
-  if (!add) std::memset(to, 0, from.columns * sizeof(Real));
   int64_t n = 0;
+  if (!add && from.rows == 0) {
+    std::memset(to, 0, from.columns * sizeof(Real));
+  } else if (!add) {
+    for (int64_t k = 0; k < from.columns; ++k) to[k] = scale[0] * from.at[k];
+    n = 1;
+  }
   for (; n + 4 <= from.rows; n += 4) {
     const Real *r0 = from.at + n * from.stride, *r1 = r0 + from.stride, *r2 = r1 + from.stride, *r3 = r2 + from.stride;
     const Real *s = scale + n * stride, s0 = s[0], s1 = s[stride], s2 = s[2 * stride], s3 = s[3 * stride];

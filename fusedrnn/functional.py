@@ -256,7 +256,7 @@ def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> 
         cell,
         x.device.type,
         dtype,
-        len(x if row_offsets is None else row_offsets),
+        (x if row_offsets is None else row_offsets).shape[0],
         B,
         I,
         rows // len(spec.gates),

@@ -76,7 +76,7 @@ def filled(arguments: tuple, like: Tensor) -> tuple:
 
 def _present(tensor: Tensor | None) -> Tensor | None:
     """None for the empty one-dimensional tensor that stands for an absent argument."""
-    return None if tensor is None or (tensor.ndim == 1 and len(tensor) == 0) else tensor
+    return None if tensor is None or (tensor.ndim == 1 and tensor.shape[0] == 0) else tensor
 
 
 def _forward(*arguments):
@@ -111,7 +111,7 @@ def _backward(*arguments):
 def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
     *tensors, y, saved, cells, cell, direction, batch_first, schedule, save, precision, backend, wanted = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
-    mask = tuple(bool(wanted >> k & 1) for k in range(3 + 5 * call.D))
+    mask = tuple([wanted >> k & 1 == 1 for k in range(3 + 5 * call.D)])
     cotangents = (
         _cotangent("dy", dy, y.shape),
         _cotangent("dh_n", dh_n, call.h0.shape),
