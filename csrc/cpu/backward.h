@@ -98,10 +98,10 @@ void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Back
       for (int64_t k = 0; k < step.count; ++k) step.in[k] = step.rows[k]->next ? step.rows[k]->next : step.zeros;
       with_vectors(vectors, [&](auto slots) {
         using S = decltype(slots);
-        accumulate<S, S::count>(step.count, step.in, gru ? 2 * H : K, w, stride, true, step.out);
+        accumulate<S>(step.count, step.in, gru ? 2 * H : K, w, stride, true, step.out);
         if (!gru) return;
         for (int64_t k = 0; k < step.count; ++k) step.in[k] += 3 * H;
-        accumulate<S, S::count>(step.count, step.in, H, w + 2 * H * stride, stride, false, step.out);
+        accumulate<S>(step.count, step.in, H, w + 2 * H * stride, stride, false, step.out);
       });
     } else {
       zero(step.sums, step.count * vectors_per_panel * W);

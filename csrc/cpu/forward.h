@@ -116,25 +116,22 @@ void forward_step(const Forward<Real>& f, const StepRows<Real>& step, ForwardFin
   if (step.count == 0) return;
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t at = panel_offset<Real>(s.cell, panel);
-    const auto products = [&](auto input, auto hidden) {
+    const auto products = [&](auto input, auto hidden, bool fresh) {
       using Input = decltype(input);
       using Hidden = decltype(hidden);
-      constexpr int accumulators = Hidden::accumulators;
-      if (f.concat) {
-        const Real* w = f.packed_ih + I * at;
-        accumulate<Input, accumulators>(step.count, step.x, I, w, Input::count * W, true, step.sums);
-      }
-      const Real* w = f.packed_hh + H * at;
-      accumulate<Hidden, accumulators>(step.count, step.h, H, w, Hidden::count * W, !f.concat, step.sums);
+      if (f.concat) accumulate<Input>(step.count, step.x, I, f.packed_ih + I * at, Input::count * W, fresh, step.sums);
+      fresh = fresh && !f.concat;
+      accumulate<Hidden>(step.count, step.h, H, f.packed_hh + H * at, Hidden::count * W, fresh, step.sums);
     };
+    const bool gru = s.cell == Cell::gru;
+    if (gru || !f.packed_hh) zero(step.sums[0], step.count * vectors_per_panel * W);
     if (!f.packed_hh) {
-      zero(step.sums[0], step.count * vectors_per_panel * W);
       if (f.concat) accumulate_unpacked(s, panel, false, step.count, step.x, I, f.w_ih, step.sums);
       accumulate_unpacked(s, panel, true, step.count, step.h, H, f.w_hh, step.sums);
-    } else if (s.cell == Cell::gru) {
-      products(Slots<0, 1, 2>{}, Slots<0, 1, 3>{});  // r z n from x; r z hn from h
+    } else if (gru) {
+      products(Slots<0, 1, 2>{}, Slots<0, 1, 3>{}, false);  // r z n from x; r z hn from h
     } else {
-      with_vectors(slots_of<Real>(s.cell, H, panel), [&](auto slots) { products(slots, slots); });
+      with_vectors(slots_of<Real>(s.cell, H, panel), [&](auto slots) { products(slots, slots, true); });
     }
     for (int64_t k = 0; k < step.count; ++k) finish(f, step.sums[k], *step.rows[k], panel);
   }
@@ -168,7 +165,7 @@ void input_product(const Forward<Real>& f, int64_t first, int64_t last, int64_t 
       const Real* w = f.packed_ih + s.I * panel_offset<Real>(s.cell, panel);
       with_vectors(slots, [&](auto vectors) {
         using S = decltype(vectors);
-        accumulate<S, S::count>(count, x, s.I, w, S::count * lanes_of<Real>, false, out);
+        accumulate<S>(count, x, s.I, w, S::count * lanes_of<Real>, false, out);
       });
     } else {
       accumulate_unpacked(s, panel, false, count, x, s.I, f.w_ih, out);

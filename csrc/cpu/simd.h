@@ -50,6 +50,12 @@ FUSEDRNN_INLINE Vector<Real> broadcast(Real a) {
   return a - Vector<Real>{};  // a - 0 is a, also for -0, so that nothing is left of it but the broadcast
 }
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int vector_registers = 32;
+#else
+constexpr int vector_registers = 16;
+#endif
+
 // Left to itself GCC loads an operand of few uses again for every use.
 template <class V>
 FUSEDRNN_INLINE void keep_in_register([[maybe_unused]] V& v) {

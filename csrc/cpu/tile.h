@@ -5,27 +5,28 @@ template <int... Slot>
 struct Slots {
   static constexpr int count = sizeof...(Slot);
   static constexpr int at[sizeof...(Slot)] = {Slot...};
-  static constexpr int accumulators = at[sizeof...(Slot) - 1] + 1;
+  // Rows of a tile: as many as leave registers for the weights and one broadcast.
+  static constexpr int tile_rows = count == 3 ? FUSEDRNN_TILE_ROWS * 4 / 3 : FUSEDRNN_TILE_ROWS;
 };
 
-// acc[r][slot] += sum over k of in[r][k] * w[k][a], k ascending.
-template <class S, class Real, int Tile, int Accumulators>
-FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Accumulators], const Real* const (&in)[Tile], int64_t K,
-                              const Real* w, int64_t stride) {
+// acc[r][a] += sum over k of in[r][k] * w[k][a], k ascending.
+template <class Real, int Tile, int Count>
+FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Count], const Real* const (&in)[Tile], int64_t K, const Real* w,
+                              int64_t stride) {
   constexpr int W = lanes_of<Real>;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < K; ++k, w += stride) {
-    Vector<Real> weights[S::count];
+    Vector<Real> weights[Count];
 #pragma GCC unroll 4
-    for (int a = 0; a < S::count; ++a) {
+    for (int a = 0; a < Count; ++a) {
       weights[a] = load(w + a * W);
-      if constexpr (Tile == 2) keep_in_register(weights[a]);
+      if constexpr (Tile > 1 && (Tile + 1) * Count < vector_registers) keep_in_register(weights[a]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Tile; ++r) {
       const Vector<Real> x = broadcast(in[r][k]);
 #pragma GCC unroll 4
-      for (int a = 0; a < S::count; ++a) acc[r][S::at[a]] = fma(x, weights[a], acc[r][S::at[a]]);
+      for (int a = 0; a < Count; ++a) acc[r][a] = fma(x, weights[a], acc[r][a]);
     }
   }
 }
@@ -35,42 +36,43 @@ struct Constant {
   static constexpr int value = Value;
 };
 
-// Cuts n rows into tiles of at most FUSEDRNN_TILE_ROWS, as equal as can be, and calls f(Constant<size>, first row).
-template <class F, int Tile = FUSEDRNN_TILE_ROWS>
+// Cuts n rows into tiles of at most Most, as equal as can be, and calls f(Constant<size>, first row).
+template <int Most, class F>
 FUSEDRNN_INLINE void with_tile(int64_t size, int64_t first, F f) {
-  if constexpr (Tile == 1) {
+  if constexpr (Most == 1) {
     f(Constant<1>{}, first);
   } else {
-    if (size == Tile) {
-      f(Constant<Tile>{}, first);
+    if (size == Most) {
+      f(Constant<Most>{}, first);
     } else {
-      with_tile<F, Tile - 1>(size, first, f);
+      with_tile<Most - 1>(size, first, f);
     }
   }
 }
 
-template <class F>
+template <int Most, class F>
 FUSEDRNN_INLINE void for_tiles(int64_t n, F f) {
-  const int64_t tiles = ceil_div(n, FUSEDRNN_TILE_ROWS);
+  const int64_t tiles = ceil_div(n, Most);
   for (int64_t j = 0; j < tiles; ++j) {
     const int64_t first = n * j / tiles;
-    with_tile(n * (j + 1) / tiles - first, first, f);
+    with_tile<Most>(n * (j + 1) / tiles - first, first, f);
   }
 }
 
-// One product of `count` rows with a panel of weights w [K, at `stride`][S::count][lane]: out[r] [Accumulators][lane] receives, or
-// where not `fresh` has added, the sums over k of in[r][k] * w[k]. Each sum runs in order of k, and its value does not
-// depend on how rows and k are cut. k is cut so that a block of weights stays in L1 until every row has used it.
-template <class S, int Accumulators, class Real>
+// One product of `count` rows with a panel of weights w [K, at `stride`][S::count][lane]: the slots of S in out[r]
+// [slot][lane] receive, or where not `fresh` have added, the sums over k of in[r][k] * w[k]. Each sum runs in order of
+// k, and its value does not depend on how rows and k are cut. k is cut so that a block of weights stays in L1 until
+// every row has used it.
+template <class S, class Real>
 __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, int64_t K, const Real* w,
                                           int64_t stride, bool fresh, Real* const* out) {
   constexpr int W = lanes_of<Real>;
   constexpr int64_t in_l1 = (16 << 10) / (S::count * FUSEDRNN_VECTOR_BYTES);
-  const int64_t block = count > FUSEDRNN_TILE_ROWS ? in_l1 : K;
+  const int64_t block = count > S::tile_rows ? in_l1 : K;
   for (int64_t k = 0; k < K; k += block) {
-    for_tiles(count, [&](auto tile, int64_t first) {
+    for_tiles<S::tile_rows>(count, [&](auto tile, int64_t first) {
       constexpr int Tile = decltype(tile)::value;
-      Vector<Real> acc[Tile][Accumulators] = {};
+      Vector<Real> acc[Tile][S::count] = {};
       const Real* x[Tile];
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) x[r] = in[first + r] + k;
@@ -78,14 +80,14 @@ __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, 
 #pragma GCC unroll 8
         for (int r = 0; r < Tile; ++r) {
 #pragma GCC unroll 4
-          for (int a = 0; a < Accumulators; ++a) acc[r][a] = load(out[first + r] + a * W);
+          for (int a = 0; a < S::count; ++a) acc[r][a] = load(out[first + r] + S::at[a] * W);
         }
       }
-      multiply<S, Real>(acc, x, minimum(block, K - k), w + k * stride, stride);
+      multiply<Real>(acc, x, minimum(block, K - k), w + k * stride, stride);
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) {
 #pragma GCC unroll 4
-        for (int a = 0; a < Accumulators; ++a) store(out[first + r] + a * W, acc[r][a]);
+        for (int a = 0; a < S::count; ++a) store(out[first + r] + S::at[a] * W, acc[r][a]);
       }
     });
   }

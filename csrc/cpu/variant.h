@@ -1,5 +1,6 @@
 // One instruction set. The including .cpp defines FUSEDRNN_VARIANT (its namespace), FUSEDRNN_VECTOR_BYTES and
-// FUSEDRNN_TILE_ROWS: four accumulators a row, as many rows as leave registers for the weights and one broadcast.
+// FUSEDRNN_TILE_ROWS: the rows of a tile of four accumulators each, as many as leave registers for the weights and one
+// broadcast.
 #include <cstdint>
 
 #if defined(__x86_64__)
