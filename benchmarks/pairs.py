@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-FEWEST_ROUNDS, MOST_ROUNDS = 9, 300
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 300
 
 
 @dataclass(frozen=True)

@@ -60,15 +60,14 @@ FUSEDRNN_INLINE void for_tiles(int64_t n, F f) {
 }
 
 // One product of `count` rows with a panel of weights w [K, at `stride`][S::count][lane]: the slots of S in out[r]
-// [slot][lane] receive, or where not `fresh` have added, the sums over k of in[r][k] * w[k]. Each sum runs in order of
-// k, and its value does not depend on how rows and k are cut. k is cut so that a block of weights stays in L1 until
-// every row has used it.
+// [slot][lane] receive, or where not `fresh` have added, the sums over k of in[r][k] * w[k]. k is cut into blocks that
+// stay in L1 until every row has used them; each is summed from zero, so that rounding grows with the block and with
+// their number, not with K. How the rows are cut changes no bit.
 template <class S, class Real>
 __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, int64_t K, const Real* w,
                                           int64_t stride, bool fresh, Real* const* out) {
   constexpr int W = lanes_of<Real>;
-  constexpr int64_t in_l1 = (16 << 10) / (S::count * FUSEDRNN_VECTOR_BYTES);
-  const int64_t block = count > S::tile_rows ? in_l1 : K;
+  constexpr int64_t block = (16 << 10) / (S::count * FUSEDRNN_VECTOR_BYTES);
   for (int64_t k = 0; k < K; k += block) {
     for_tiles<S::tile_rows>(count, [&](auto tile, int64_t first) {
       constexpr int Tile = decltype(tile)::value;
@@ -76,18 +75,15 @@ __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, 
       const Real* x[Tile];
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) x[r] = in[first + r] + k;
-      if (!fresh || k > 0) {
-#pragma GCC unroll 8
-        for (int r = 0; r < Tile; ++r) {
-#pragma GCC unroll 4
-          for (int a = 0; a < S::count; ++a) acc[r][a] = load(out[first + r] + S::at[a] * W);
-        }
-      }
       multiply<Real>(acc, x, minimum(block, K - k), w + k * stride, stride);
+      const bool add = !fresh || k > 0;
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) {
 #pragma GCC unroll 4
-        for (int a = 0; a < S::count; ++a) store(out[first + r] + S::at[a] * W, acc[r][a]);
+        for (int a = 0; a < S::count; ++a) {
+          Real* to = out[first + r] + S::at[a] * W;
+          store(to, add ? load(to) + acc[r][a] : acc[r][a]);
+        }
       }
     });
   }
