@@ -172,6 +172,18 @@ void in_pieces(int64_t n, int64_t threads, const F& f) {
   });
 }
 
+// Every token that takes part is a row of the vocabulary.
+void check_tokens(const Shape& s, const Rows<const int64_t>& tokens) {
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t b = 0; b < s.B; ++b) {
+      if (s.lengths && t >= s.lengths[b]) continue;
+      const int64_t token =
+          tokens.base[s.row_offsets ? (s.row_offsets[t] + b) * tokens.batch : t * tokens.step + b * tokens.batch];
+      STD_TORCH_CHECK(token >= 0 && token < s.I, "token ", token, " outside 0 to ", s.I - 1);
+    }
+  }
+}
+
 // Direction d of the D of a layer.
 struct Direction {
   int64_t d, D;
@@ -232,17 +244,7 @@ void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Ten
   f.c_n = s.cell == Cell::lstm ? part<Real>(c_n, at.d, at.D) : nullptr;
   f.saved = part<Real>(saved, at.d, at.D);
   f.cells = part<Real>(cells, at.d, at.D);
-  if (tokens) {
-    for (int64_t t = 0; t < s.T; ++t) {
-      for (int64_t b = 0; b < B; ++b) {
-        if (s.lengths && t >= s.lengths[b]) continue;
-        const int64_t at =
-            s.row_offsets ? (s.row_offsets[t] + b) * f.tokens.batch : t * f.tokens.step + b * f.tokens.batch;
-        STD_TORCH_CHECK(f.tokens.base[at] >= 0 && f.tokens.base[at] < I, "token ", f.tokens.base[at], " outside 0 to ",
-                        I - 1);
-      }
-    }
-  }
+  if (tokens) check_tokens(s, f.tokens);
   kernels.pack_bias(s.cell, data<const Real>(b_ih), data<const Real>(b_hh), H, bias.get(), bias_hn.get());
   const bool with_table = tokens && I <= R;
   Buffer<Real> table(with_table ? I * width : 0);

@@ -63,18 +63,21 @@ void product(const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a, c
 template <class Real>
 void add_columns(const Matrix<Real>& a, Real* out) {
   constexpr int64_t group = 32, strip = 64;
-  for (int64_t r0 = 0; r0 < a.rows; r0 += group) {
-    const int64_t r1 = std::min(a.rows, r0 + group);
-    for (int64_t k0 = 0; k0 < a.columns; k0 += strip) {
-      const int64_t width = std::min(strip, a.columns - k0);
-      Real sums[strip] = {};
-      for (int64_t r = r0; r < r1; ++r) {
-        const Real* row = a.at + r * a.stride + k0;
-        for (int64_t k = 0; k < width; ++k) sums[k] += row[k];
+  const int64_t strips = (a.columns + strip - 1) / strip;
+  in_pieces(strips, threads_for(a.rows * a.columns, strips), [&](int64_t first, int64_t last) {
+    for (int64_t r0 = 0; r0 < a.rows; r0 += group) {
+      const int64_t r1 = std::min(a.rows, r0 + group);
+      for (int64_t k0 = first * strip; k0 < std::min(a.columns, last * strip); k0 += strip) {
+        const int64_t width = std::min(strip, a.columns - k0);
+        Real sums[strip] = {};
+        for (int64_t r = r0; r < r1; ++r) {
+          const Real* row = a.at + r * a.stride + k0;
+          for (int64_t k = 0; k < width; ++k) sums[k] += row[k];
+        }
+        for (int64_t k = 0; k < width; ++k) out[k0 + k] += sums[k];
       }
-      for (int64_t k = 0; k < width; ++k) out[k0 + k] += sums[k];
     }
-  }
+  });
 }
 
 template <class Real>
@@ -206,6 +209,12 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
   if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
 
+  const auto token_at = [&](int64_t t, int64_t b) {
+    return token_rows
+        .base[s.row_offsets ? (s.row_offsets[t] + b) * token_rows.batch : t * token_rows.step + b * token_rows.batch];
+  };
+  if (tokens) check_tokens(s, token_rows);
+
   const int64_t threads = threads_for(R * G * H * H, B);
   for (int64_t end = T; end > 0; end -= std::min(end, steps_per_chunk)) {
     const int64_t begin = std::max<int64_t>(0, end - steps_per_chunk);
@@ -228,18 +237,18 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
       if (gru) product(rows_of_weight(g.dw_hh, 2, 1, H), window(3, 1), true, states, add);
     }
     if (want_w_ih && tokens) {
-      for (int64_t t = t0; t < t1; ++t) {
-        for (int64_t b = 0; b < B; ++b) {
-          if (s.lengths && t >= s.lengths[b]) continue;
-          const int64_t row = s.row_offsets ? s.row_offsets[t] + b : t * B + b;
-          const int64_t token =
-              token_rows.base[s.row_offsets ? row * token_rows.batch : t * token_rows.step + b * token_rows.batch];
-          STD_TORCH_CHECK(token >= 0 && token < I, "token outside the vocabulary");
-          const Real* from = dgates.get() + (row - row0) * gate_width;
-          Real* to = token_sums.get() + token * G * H;
-          for (int64_t k = 0; k < G * H; ++k) to[k] += from[k];
+      const int64_t strips = G * H / 16 + 1;
+      in_pieces(strips, threads_for(count * G * H, strips), [&](int64_t first, int64_t last) {
+        const int64_t k0 = first * 16, k1 = std::min(G * H, last * 16);
+        for (int64_t t = t0; t < t1; ++t) {
+          for (int64_t b = 0; b < B; ++b) {
+            if (s.lengths && t >= s.lengths[b]) continue;
+            const Real* from = dgates.get() + ((s.row_offsets ? s.row_offsets[t] + b : t * B + b) - row0) * gate_width;
+            Real* to = token_sums.get() + token_at(t, b) * G * H;
+            for (int64_t k = k0; k < k1; ++k) to[k] += from[k];
+          }
         }
-      }
+      });
     } else if (want_w_ih) {
       xs.gather(t0, t1);
       product(rows_of_weight(g.dw_ih, 0, G, I), window(0, G), true, xs.matrix(t0, count), add);

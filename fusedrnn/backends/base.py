@@ -97,6 +97,7 @@ class Backend:
     features: frozenset[str] = frozenset(FEATURES)
     schedules: frozenset[str] = frozenset(("concat", "hoisted"))
     deterministic: bool = True
+    checks_data: bool = False  # raises RuntimeError itself for a token or a length out of range
 
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run anything here, or None."""

@@ -33,6 +33,7 @@ class CpuBackend(Backend):
     dtypes = frozenset((torch.float32, torch.float64))
     cells = frozenset(_CELLS)
     features = frozenset(("bidirectional", "tokens", "packed", "lengths"))
+    checks_data = True
 
     def unavailable_reason(self) -> str | None:
         return None if _extension.is_loaded() else f"the compiled library is missing: {_extension.reason()}"
