@@ -1,6 +1,6 @@
 """What was measured: rows, the file they are kept in, and tables of them.
 
-python -m benchmarks.report FILE    the rows of a file as a markdown table, one line a problem
+python -m benchmarks.report FILE    what `auto` gained over torch.nn, as markdown tables
 """
 
 from __future__ import annotations
@@ -134,22 +134,31 @@ def _geometric_means(rows: list[Row]) -> list[str]:
 
 
 def markdown(rows: list[Row], threads: int) -> str:
-    """The rows of `auto` for a number of threads as a markdown table."""
-    lines = ["| problem | fusedrnn ms | torch.nn ms | torch.nn / fusedrnn | 20% to 80% | fusedrnn / GEMMs alone |",
-             "| --- | ---: | ---: | ---: | --- | ---: |"]  # fmt: skip
-    for row in sorted(rows, key=lambda r: r.problem):
-        if row.side == "auto" and row.threads == threads and row.ratio and row.torch_ms:
-            floor = f"{row.over_floor.median:.2f}" if row.over_floor else ""
-            lines.append(
-                f"| {row.problem} | {row.ms.median:.3f} | {row.torch_ms.median:.3f} | {row.ratio.median:.2f} "
-                f"| {row.ratio.p20:.2f} to {row.ratio.p80:.2f} | {floor} |"
-            )
+    """What `auto` gained over torch.nn: a table of layers, then one of training steps, ratios with 20% to 80%."""
+    found = {row.problem: row.ratio for row in rows if row.side == "auto" and row.threads == threads and row.ratio}
+    layers = [problem.split() for problem in found if not problem.startswith("training")]
+    columns = sorted({(cell, work, device) for cell, _, work, device in layers})
+    sizes = list(dict.fromkeys(size for _, size, *_ in layers))
+    lines = _markdown_rows(["size", *(" ".join(column) for column in columns)])
+    for size in sizes:
+        cells = (found.get(f"{cell} {size} {work} {device}") for cell, work, device in columns)
+        lines.append(f"| {size} | {' | '.join(map(_ratio, cells))} |")
+    lines += ["", *_markdown_rows(["", "ratio"])]
+    lines += [f"| {problem} | {_ratio(ratio)} |" for problem, ratio in found.items() if problem.startswith("training")]
     return "\n".join(lines)
+
+
+def _markdown_rows(heads: list[str]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
+
+
+def _ratio(ratio: Spread | None) -> str:
+    return f"{ratio.median:.2f} ({ratio.p20:.2f} to {ratio.p80:.2f})" if ratio else ""
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    found = load(Path(sys.argv[1]))
-    for count in sorted({row.threads for row in found}):
-        print(f"\nthreads {count}\n\n{markdown(found, count)}")
+    kept = load(Path(sys.argv[1]))
+    for count in sorted({row.threads for row in kept} - {0}):
+        print(f"\nthreads {count}\n\n{markdown(kept, count)}")
