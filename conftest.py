@@ -1,11 +1,25 @@
-"""`pytest --benchmark`, from the root: collect `benchmarks/` instead of `tests/`, and run nothing but benchmarks."""
+"""The options of the benchmarks. `pytest --benchmark` collects `benchmarks/` in place of `tests/`, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).with_name("benchmarks")
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fusedrnn")
     group.addoption("--benchmark", action="store_true", help="run the benchmarks, as `pytest benchmarks` does")
+    group.addoption("--threads", default="1,all", help="numbers of threads to measure with (default 1,all)")
+    group.addoption("--budget", type=float, default=0.6, help="seconds a row may take, beyond its fewest rounds")
+    group.addoption(
+        "--results", type=Path, default=BENCHMARKS / "results", metavar="FOLDER",
+        help="where rows are kept, replacing those of the same name, as --results=FOLDER (default benchmarks/results)",
+    )  # fmt: skip
 
 
-def pytest_load_initial_conftests(early_config, parser, args):
-    if "--benchmark" in args:
-        args[:] = [arg for arg in args if arg != "--benchmark"] + ["benchmarks", "--benchmark-only"]
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    if config.getoption("--benchmark"):
+        config.args = [str(BENCHMARKS)]
+        config.option.benchmark_only = True

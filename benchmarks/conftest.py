@@ -1,29 +1,11 @@
-"""Options of the benchmarks, and the record of what they measured: a table at the end and one JSON file a machine."""
+"""The record of what the benchmarks measured: a table at the end and one JSON file a machine."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.report import Record, table
-
-RESULTS = Path(__file__).with_name("results")
-
-
-def pytest_addoption(parser):
-    group = parser.getgroup("fusedrnn")
-    group.addoption("--threads", default="1,all", help="numbers of threads to measure with (default 1,all)")
-    group.addoption("--budget", type=float, default=0.6, help="seconds a row may take, beyond its fewest rounds")
-    group.addoption(
-        "--results", type=Path, default=RESULTS, metavar="FOLDER",
-        help="where the rows are kept, replacing those of the same name (default benchmarks/results)",
-    )  # fmt: skip
-
-
-def pytest_configure(config):
-    config.stash[Record.KEY] = Record()
 
 
 def pytest_generate_tests(metafunc):
@@ -48,12 +30,12 @@ def budget(request) -> float:
 
 @pytest.fixture
 def record(request) -> Record:
-    return request.config.stash[Record.KEY]
+    return request.config.stash.setdefault(Record.KEY, Record())
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    record = config.stash[Record.KEY]
-    if not record.rows:
+    record = config.stash.get(Record.KEY, None)
+    if record is None or not record.rows:
         return
     terminalreporter.section("fusedrnn against torch.nn")
     terminalreporter.write_line(table(record.rows))
