@@ -26,7 +26,8 @@ def test_the_command_measures_and_keeps_rows(tmp_path):
     for row in rows:
         assert (row.problem, row.threads) == (str(PROBLEM), 1)
         assert row.ratio is not None and 0 < row.ratio.p20 <= row.ratio.median <= row.ratio.p80
-        assert f"{row.ratio.median:.2f}" in done.stdout
+        assert f" {row.side} " in done.stdout
+    assert f"kept in {kept}" in done.stdout
     assert "| seed-64 |" in report.markdown(rows, 1)
 
 
