@@ -22,7 +22,7 @@ using namespace fusedrnn;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t abi_version = 1;
+constexpr int64_t abi_version = 2;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps

@@ -29,11 +29,7 @@ void gru_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int l
   GruGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
                            load(kept + 3 * H, lanes)};
   store(row.dh + unit, gru_backward(g, load(row.h_prev + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
-  Real* out = row.dgates + unit;
-  store(out, g.r, lanes);
-  store(out + H, g.z, lanes);
-  store(out + 2 * H, g.n, lanes);
-  store(out + 3 * H, g.hn, lanes);
+  store_blocks<Real>(row.dgates + unit, H, lanes, {g.r, g.z, g.n, g.hn});
 }
 
 template <class Real>
@@ -44,11 +40,7 @@ void lstm_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int 
   Vector<Real> dc = load(row.dc + unit, lanes);
   lstm_backward(g, load(row.c_prev + unit, lanes), load(row.c + unit, lanes), with_dy(row, dh, unit, lanes), dc);
   store(row.dc + unit, dc, lanes);
-  Real* out = row.dgates + unit;
-  store(out, g.i, lanes);
-  store(out + H, g.f, lanes);
-  store(out + 2 * H, g.g, lanes);
-  store(out + 3 * H, g.o, lanes);
+  store_blocks<Real>(row.dgates + unit, H, lanes, {g.i, g.f, g.g, g.o});
 }
 
 // Takes a row from there: dh of one vector of units becomes dgates.

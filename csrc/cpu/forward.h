@@ -42,12 +42,7 @@ void gru_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>
   Vector<Real> h;
   gru_forward(g, load(row.h + unit, lanes), h);
   store(row.y + unit, h, lanes);
-  if (row.saved) {
-    store(row.saved + unit, g.n, lanes);
-    store(row.saved + H + unit, g.r, lanes);
-    store(row.saved + 2 * H + unit, g.z, lanes);
-    store(row.saved + 3 * H + unit, g.hn, lanes);
-  }
+  if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.n, g.r, g.z, g.hn});
 }
 
 template <class Real>
@@ -62,12 +57,7 @@ void lstm_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real
   lstm_forward(g, load(row.c_prev + unit, lanes), c, h);
   store(row.c + unit, c, lanes);
   store(row.y + unit, h, lanes);
-  if (row.saved) {
-    store(row.saved + unit, g.i, lanes);
-    store(row.saved + H + unit, g.f, lanes);
-    store(row.saved + 2 * H + unit, g.g, lanes);
-    store(row.saved + 3 * H + unit, g.o, lanes);
-  }
+  if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.i, g.f, g.g, g.o});
 }
 
 // The operands of one step's products: one entry an active row.

@@ -45,6 +45,13 @@ FUSEDRNN_INLINE void store(Real* p, Vector<Real> v, int lanes) {
   for (int k = 0; k < lanes; ++k) p[k] = v[k];
 }
 
+// One vector of each of four blocks of H values.
+template <class Real>
+FUSEDRNN_INLINE void store_blocks(Real* p, int64_t H, int lanes, const Vector<Real> (&blocks)[4]) {
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) store(p + k * H, blocks[k], lanes);
+}
+
 template <class Real>
 FUSEDRNN_INLINE Vector<Real> broadcast(Real a) {
   return a - Vector<Real>{};  // a - 0 is a, also for -0, so that nothing is left of it but the broadcast
