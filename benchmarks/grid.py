@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 import fusedrnn
+from fusedrnn import cells
+from fusedrnn.cells import CellSpec
 
 CELLS = {
     "rnn": ("RNN", {"nonlinearity": "tanh"}),
     "gru": ("GRU", {}),
     "lstm": ("LSTM", {}),
 }
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Problem:
     @property
     def sizes(self) -> Size:
         return SIZES[self.size]
+
+    @property
+    def spec(self) -> CellSpec:
+        return cells.CELLS["rnn_tanh" if self.cell == "rnn" else self.cell]
 
     @property
     def work(self) -> str:
@@ -106,7 +111,7 @@ def layer(module: nn.RNNBase, problem: Problem, x: torch.Tensor, dy: torch.Tenso
 def floor(problem: Problem):
     """The function that costs what the products of the layer cost as GEMMs over all steps at once, x and h together."""
     size, device = problem.sizes, problem.device
-    rows, inputs, columns = size.T * size.B, size.I + size.H, GATES[problem.cell] * size.H
+    rows, inputs, columns = size.T * size.B, size.I + size.H, len(problem.spec.gates) * size.H
     shapes = (rows, inputs), (inputs, columns), (rows, columns)
     xh, w, dgates = (torch.randn(shape, device=device) for shape in shapes)
 

@@ -17,8 +17,7 @@ def sides(problem: grid.Problem) -> list[str]:
     """torch.nn against itself, which shows the noise; what `auto` takes; every backend that can run the problem, and
     where a schedule can be forced, every schedule. `reference` is the yardstick and no rival."""
     size = problem.sizes
-    cell = "rnn_tanh" if problem.cell == "rnn" else problem.cell
-    facts = (cell, problem.device, torch.float32, size.T, size.B, size.I, size.H)
+    facts = (problem.spec.name, problem.device, torch.float32, size.T, size.B, size.I, size.H)
     found = ["torch.nn", "auto"]
     for name, backend in REGISTRY.items():
         if name == "reference" or backend.not_supported_reasons(Problem(*facts)):

@@ -154,8 +154,6 @@ Shape shape_of(int64_t cell, bool reverse, const Tensor& x, const Tensor& h0, co
   return s;
 }
 
-int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-int64_t blocks_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 1; }
 int64_t row_count(const Shape& s, const Tensor& x) { return s.row_offsets ? x.size(0) : s.T * s.B; }
 
 int64_t threads_for(int64_t work, int64_t pieces) {
@@ -176,9 +174,8 @@ void in_pieces(int64_t n, int64_t threads, const F& f) {
 void check_tokens(const Shape& s, const Rows<const int64_t>& tokens) {
   for (int64_t t = 0; t < s.T; ++t) {
     for (int64_t b = 0; b < s.B; ++b) {
-      if (s.lengths && t >= s.lengths[b]) continue;
-      const int64_t token =
-          tokens.base[s.row_offsets ? (s.row_offsets[t] + b) * tokens.batch : t * tokens.step + b * tokens.batch];
+      if (t >= length_of(s, b)) continue;
+      const int64_t token = *row_at(s, tokens, t, b);
       STD_TORCH_CHECK(token >= 0 && token < s.I, "token ", token, " outside 0 to ", s.I - 1);
     }
   }

@@ -102,12 +102,10 @@ class ChunkRows {
 
   Matrix<Real> matrix(int64_t first_step, int64_t count) const {
     if (!even) return {scratch.get(), count, width, width};
-    const int64_t row = shape.row_offsets ? shape.row_offsets[first_step] : first_step * shape.B;
-    return {rows.base + row * rows.batch, count, width, rows.batch};
+    return {rows.base + row_number(shape, first_step, 0) * rows.batch, count, width, rows.batch};
   }
   void gather(int64_t first_step, int64_t last_step) const { each(first_step, last_step, true); }
   void scatter(int64_t first_step, int64_t last_step) const { each(first_step, last_step, false); }
-  bool needs_scratch() const { return !even; }
 
  private:
   void each(int64_t first_step, int64_t last_step, bool in) const {
@@ -115,10 +113,10 @@ class ChunkRows {
     for (int64_t t = first_step; t < last_step; ++t) {
       for (int64_t b = 0; b < shape.B; ++b) {
         Real* here = scratch.get() + ((t - first_step) * shape.B + b) * width;
-        Real* there = rows.base + t * rows.step + b * rows.batch;
+        Real* there = row_at(shape, rows, t, b);
         if (!in) {
           std::memcpy(there, here, width * sizeof(Real));
-        } else if (shape.lengths && t >= shape.lengths[b]) {
+        } else if (t >= length_of(shape, b)) {
           std::memset(here, 0, width * sizeof(Real));
         } else {
           std::memcpy(here, there, width * sizeof(Real));
@@ -209,10 +207,6 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
   if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
 
-  const auto token_at = [&](int64_t t, int64_t b) {
-    return token_rows
-        .base[s.row_offsets ? (s.row_offsets[t] + b) * token_rows.batch : t * token_rows.step + b * token_rows.batch];
-  };
   if (tokens) check_tokens(s, token_rows);
 
   const int64_t threads = threads_for(R * G * H * H, B);
@@ -221,9 +215,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     in_pieces(B, threads, [&](int64_t first, int64_t last) { kernels.backward(f, first, last, begin, end); });
 
     const int64_t t0 = s.reverse ? T - end : begin, t1 = s.reverse ? T - begin : end;
-    const int64_t row0 = s.row_offsets ? s.row_offsets[t0] : t0 * B;
-    const int64_t row1 = s.row_offsets ? (t1 < T ? s.row_offsets[t1] : R) : t1 * B;
-    const int64_t count = row1 - row0;
+    const int64_t row0 = row_number(s, t0, 0), count = (t1 < T ? row_number(s, t1, 0) : R) - row0;
     const bool add = end < T;
     const auto window = [&](int64_t block, int64_t width) {
       return Matrix<Real>{dgates.get() + block * H, count, width * H, gate_width};
@@ -242,9 +234,9 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
         const int64_t k0 = first * 16, k1 = std::min(G * H, last * 16);
         for (int64_t t = t0; t < t1; ++t) {
           for (int64_t b = 0; b < B; ++b) {
-            if (s.lengths && t >= s.lengths[b]) continue;
-            const Real* from = dgates.get() + ((s.row_offsets ? s.row_offsets[t] + b : t * B + b) - row0) * gate_width;
-            Real* to = token_sums.get() + token_at(t, b) * G * H;
+            if (t >= length_of(s, b)) continue;
+            const Real* from = dgates.get() + (row_number(s, t, b) - row0) * gate_width;
+            Real* to = token_sums.get() + *row_at(s, token_rows, t, b) * G * H;
             for (int64_t k = k0; k < k1; ++k) to[k] += from[k];
           }
         }

@@ -118,7 +118,7 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
   const Shape& s = f.shape;
   const int64_t n = last - first, H = s.H, blocks = blocks_of(s.cell), back = s.reverse ? 1 : -1;
   const int64_t lowest = s.reverse ? step_at(s, end - 1) : step_at(s, begin);
-  const int64_t first_row = s.row_offsets ? s.row_offsets[lowest] : lowest * s.B;
+  const int64_t first_row = row_number(s, lowest, 0);
   auto* rows = new BackwardRow<Real>[n];
   BackwardStep<Real> step(f, n);
   for (int64_t b = first; b < last; ++b) {

@@ -25,6 +25,25 @@ struct Rows {
   int64_t step, batch;
 };
 
+// Internal linkage, so that every instruction set keeps a copy of its own.
+static constexpr bool is_rnn(Cell cell) { return cell == Cell::rnn_tanh || cell == Cell::rnn_relu; }
+static constexpr int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+
+// Blocks of H values a row of dgates takes; also of `saved`, where the cell keeps any.
+static constexpr int64_t blocks_of(Cell cell) { return is_rnn(cell) ? 1 : 4; }
+
+static constexpr int64_t length_of(const Shape& s, int64_t b) { return s.lengths ? s.lengths[b] : s.T; }
+
+// The number of row (t, b), and where it begins.
+static constexpr int64_t row_number(const Shape& s, int64_t t, int64_t b) {
+  return s.row_offsets ? s.row_offsets[t] + b : t * s.B + b;
+}
+
+template <class Element>
+static constexpr Element* row_at(const Shape& s, const Rows<Element>& rows, int64_t t, int64_t b) {
+  return rows.base + (s.row_offsets ? (s.row_offsets[t] + b) * rows.batch : t * rows.step + b * rows.batch);
+}
+
 template <class Real>
 struct Forward {
   Shape shape;

@@ -9,11 +9,6 @@ constexpr int vectors_per_panel = 4;
 FUSEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FUSEDRNN_INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-FUSEDRNN_INLINE bool is_rnn(Cell cell) { return cell == Cell::rnn_tanh || cell == Cell::rnn_relu; }
-FUSEDRNN_INLINE int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-
-// Blocks of H values a row of dgates takes; also of `saved`, where the cell keeps any.
-FUSEDRNN_INLINE int64_t blocks_of(Cell cell) { return is_rnn(cell) ? 1 : 4; }
 
 template <class Real>
 FUSEDRNN_INLINE int64_t vectors_of(int64_t H) {

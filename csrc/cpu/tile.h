@@ -127,17 +127,6 @@ FUSEDRNN_INLINE void dots(const Real* x, const Real* w, int64_t K, int count, Re
   }
 }
 
-// Where row (t, b) begins, and its number.
-template <class Element>
-FUSEDRNN_INLINE Element* row_at(const Shape& s, const Rows<Element>& rows, int64_t t, int64_t b) {
-  return rows.base + (s.row_offsets ? (s.row_offsets[t] + b) * rows.batch : t * rows.step + b * rows.batch);
-}
-
-FUSEDRNN_INLINE int64_t row_number(const Shape& s, int64_t t, int64_t b) {
-  return s.row_offsets ? s.row_offsets[t] + b : t * s.B + b;
-}
-
-FUSEDRNN_INLINE int64_t length_of(const Shape& s, int64_t b) { return s.lengths ? s.lengths[b] : s.T; }
 FUSEDRNN_INLINE int64_t step_at(const Shape& s, int64_t position) { return s.reverse ? s.T - 1 - position : position; }
 
 template <class Real>
