@@ -1,8 +1,9 @@
 // Registers the private kernel ops through torch's stable ABI and re-checks what memory safety needs. With gradients.h
-// the only file in csrc that knows torch. One call runs one layer; absent tensors are empty.
+// the only file in csrc that knows torch. One call runs one layer.
 //
 // Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier and its bits do not
 // depend on the number of threads. The sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,6 +12,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "cpu/layer.h"
@@ -21,8 +24,9 @@ namespace {
 using namespace fusedrnn;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 2;
+constexpr int64_t abi_version = 3;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps
@@ -70,91 +74,7 @@ void set_isa(int64_t isa) {
   current_isa = isa;
 }
 
-template <class Real>
-constexpr ScalarType scalar_type = sizeof(Real) == 4 ? ScalarType::Float : ScalarType::Double;
-
-template <class Real>
-Real* data(const Tensor& t) {
-  return t.numel() == 0 ? nullptr : static_cast<Real*>(t.data_ptr());
-}
-
-void check_dense(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, ": wrong dtype");
-  STD_TORCH_CHECK(t.is_contiguous(), name, ": not contiguous");
-  STD_TORCH_CHECK(t.dim() == int64_t(shape.size()) && std::equal(shape.begin(), shape.end(), t.sizes().begin()), name,
-                  ": wrong shape");
-}
-
-void check_optional(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
-  if (t.numel() > 0) check_dense(t, name, shape, type);
-}
-
-// Columns [column, column + width) of rows [T, B, columns] or packed [R, columns] whose last stride is 1; tokens have no
-// last dimension and width 0. Without elements the base is null, which fits only where the shape says so.
-template <class Element>
-Rows<Element> rows_of(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width, ScalarType type,
-                      int64_t column = 0, int64_t columns = 0) {
-  const bool packed = s.row_offsets != nullptr;
-  const int64_t dims = (packed ? 1 : 2) + (width > 0);
-  if (columns == 0) columns = width;
-  STD_TORCH_CHECK(t.scalar_type() == type, name, ": wrong dtype");
-  STD_TORCH_CHECK(t.dim() == dims && (packed ? t.size(0) == R : t.size(0) == s.T && t.size(1) == s.B), name,
-                  ": wrong shape");
-  STD_TORCH_CHECK(width == 0 || (t.size(dims - 1) == columns && (columns == 1 || t.stride(dims - 1) == 1)), name,
-                  ": wrong width or rows not dense");
-  if (t.numel() == 0) return {nullptr, 0, 0};
-  auto* base = static_cast<Element*>(t.data_ptr()) + column;
-  return packed ? Rows<Element>{base, 0, t.stride(0)} : Rows<Element>{base, t.stride(0), t.stride(1)};
-}
-
-// The same, or absent.
-template <class Element>
-Rows<Element> optional_rows(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width,
-                            ScalarType type, int64_t column = 0, int64_t columns = 0) {
-  return t.numel() == 0 ? Rows<Element>{} : rows_of<Element>(t, name, s, R, width, type, column, columns);
-}
-
-// Part d of D equal parts of a dense tensor, null where it is absent.
-template <class Real>
-Real* part(const Tensor& t, int64_t d, int64_t D) {
-  const int64_t count = t.numel();
-  return count == 0 ? nullptr : static_cast<Real*>(t.data_ptr()) + count / D * d;
-}
-
-Shape shape_of(int64_t cell, bool reverse, const Tensor& x, const Tensor& h0, const Tensor& w_ih,
-               const Tensor& row_offsets, const Tensor& lengths) {
-  STD_TORCH_CHECK(cell >= 0 && cell < 4, "unknown cell");
-  STD_TORCH_CHECK(h0.dim() == 3 && w_ih.dim() == 2, "h0: expected three dimensions, w_ih: two");
-  Shape s{};
-  s.cell = Cell(cell);
-  s.reverse = reverse;
-  s.B = h0.size(1);
-  s.H = h0.size(2);
-  s.I = w_ih.size(1);
-  s.T = row_offsets.numel() > 0 ? row_offsets.numel() : x.size(0);
-  STD_TORCH_CHECK(s.T > 0 && s.I > 0 && s.H > 0, "no steps, no inputs or no hidden units");
-  check_optional(row_offsets, "row_offsets", {s.T}, ScalarType::Long);
-  check_optional(lengths, "lengths", {s.B}, ScalarType::Long);
-  s.row_offsets = data<const int64_t>(row_offsets);
-  s.lengths = data<const int64_t>(lengths);
-  for (int64_t b = 0; s.lengths && b < s.B; ++b) {
-    STD_TORCH_CHECK(s.lengths[b] >= 0 && s.lengths[b] <= s.T, "lengths: outside 0 to T");
-  }
-  if (s.row_offsets) {
-    STD_TORCH_CHECK(s.lengths, "packed input needs lengths");
-    int64_t active = s.B, at = 0;
-    for (int64_t t = 0; t < s.T; ++t) {
-      while (active > 0 && s.lengths[active - 1] <= t) --active;
-      STD_TORCH_CHECK(s.row_offsets[t] == at, "row_offsets: do not match lengths");
-      at += active;
-    }
-    for (int64_t b = 1; b < s.B; ++b) STD_TORCH_CHECK(s.lengths[b] <= s.lengths[b - 1], "packed lengths: not sorted");
-    STD_TORCH_CHECK(at == x.size(0), "row_offsets: do not cover x");
-  }
-  return s;
-}
-
-int64_t row_count(const Shape& s, const Tensor& x) { return s.row_offsets ? x.size(0) : s.T * s.B; }
+#include "operands.h"
 
 int64_t threads_for(int64_t work, int64_t pieces) {
   const int64_t wanted = std::max<int64_t>(1, work / least_work);
@@ -168,17 +88,6 @@ void in_pieces(int64_t n, int64_t threads, const F& f) {
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) f(n * k / threads, n * (k + 1) / threads);
   });
-}
-
-// Every token that takes part is a row of the vocabulary.
-void check_tokens(const Shape& s, const Rows<const int64_t>& tokens) {
-  for (int64_t t = 0; t < s.T; ++t) {
-    for (int64_t b = 0; b < s.B; ++b) {
-      if (t >= length_of(s, b)) continue;
-      const int64_t token = *row_at(s, tokens, t, b);
-      STD_TORCH_CHECK(token >= 0 && token < s.I, "token ", token, " outside 0 to ", s.I - 1);
-    }
-  }
 }
 
 // Direction d of the D of a layer.
@@ -267,64 +176,134 @@ void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Ten
   });
 }
 
-void forward(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-             const Tensor& b_ih, const Tensor& b_hh, const Tensor& w_ih_reverse, const Tensor& w_hh_reverse,
-             const Tensor& b_ih_reverse, const Tensor& b_hh_reverse, const Tensor& row_offsets, const Tensor& lengths,
-             Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells, int64_t cell, int64_t direction,
-             bool concat) {
+void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
+                 const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
+                 const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
+                 const Optional& lengths, int64_t cell, int64_t direction, bool concat, Tensor y, Tensor h_n,
+                 Tensor c_n, Tensor saved, Tensor cells) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
-    const Tensor &w = at.d ? w_ih_reverse : w_ih, &u = at.d ? w_hh_reverse : w_hh;
-    const Tensor &b = at.d ? b_ih_reverse : b_ih, &v = at.d ? b_hh_reverse : b_hh;
-    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths);
-    if (w.scalar_type() == ScalarType::Double) {
-      run_forward<double>(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
-    } else {
-      run_forward<float>(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
-    }
+    const Tensor &w = at.d ? or_absent(w_ih_reverse) : w_ih, &u = at.d ? or_absent(w_hh_reverse) : w_hh;
+    const Tensor &b = or_absent(at.d ? b_ih_reverse : b_ih), &v = or_absent(at.d ? b_hh_reverse : b_hh);
+    const Shape s = shape_of(cell, reverse, x, h0, w, or_absent(row_offsets), or_absent(lengths));
+    const auto run = w.scalar_type() == ScalarType::Double ? run_forward<double> : run_forward<float>;
+    run(at, s, x, h0, or_absent(c0), w, u, b, v, y, h_n, c_n, saved, cells, concat);
   });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& h0, const Optional& c0,
+                                                           const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+                                                           const Optional& b_hh, const Optional& w_ih_reverse,
+                                                           const Optional& w_hh_reverse, const Optional& b_ih_reverse,
+                                                           const Optional& b_hh_reverse, const Optional& row_offsets,
+                                                           const Optional& lengths, int64_t cell, int64_t direction,
+                                                           bool concat, bool batch_first, bool save) {
+  const Optional offsets = dense(row_offsets), active = dense(lengths);
+  const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
+  const int64_t D = direction == 2 ? 2 : 1, R = row_count(s, x);
+  const bool lstm = s.cell == Cell::lstm, gated = lstm || s.cell == Cell::gru;
+  const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
+    return present ? new_tensor(w_ih, sizes) : new_tensor(w_ih, {0});
+  };
+  const Tensor y = new_rows(w_ih, s, R, D * s.H, batch_first), h_n = new_tensor(w_ih, {D, s.B, s.H});
+  const Tensor c_n = made(lstm, {D, s.B, s.H}), cells = made(save && lstm, {D, R, s.H});
+  const Tensor saved = made(save && gated, {D, R, blocks_of(s.cell), s.H});
+  forward_out(dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh),
+              dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active, cell,
+              direction, concat, y, h_n, c_n, saved, cells);
+  return {y, h_n, c_n, saved, cells};
 }
 
 #include "gradients.h"
 
-void backward(const Tensor& dy, const Tensor& dh_n, const Tensor& dc_n, const Tensor& x, const Tensor& h0,
-              const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& w_ih_reverse,
-              const Tensor& w_hh_reverse, const Tensor& row_offsets, const Tensor& lengths, const Tensor& y,
-              const Tensor& saved, const Tensor& cells, Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh,
-              Tensor db_ih, Tensor db_hh, Tensor dw_ih_reverse, Tensor dw_hh_reverse, Tensor db_ih_reverse,
-              Tensor db_hh_reverse, int64_t cell, int64_t direction) {
+void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
+                  const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& w_ih_reverse,
+                  const Optional& w_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Tensor& y,
+                  const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, const Optional& dx,
+                  const Optional& dh0, const Optional& dc0, const Optional& dw_ih, const Optional& dw_hh,
+                  const Optional& db_ih, const Optional& db_hh, const Optional& dw_ih_reverse,
+                  const Optional& dw_hh_reverse, const Optional& db_ih_reverse, const Optional& db_hh_reverse) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
-    const Tensor &w = at.d ? w_ih_reverse : w_ih, &u = at.d ? w_hh_reverse : w_hh;
-    const Gradients g = at.d ? Gradients{dx, dh0, dc0, dw_ih_reverse, dw_hh_reverse, db_ih_reverse, db_hh_reverse}
-                             : Gradients{dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh};
-    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths);
-    if (w.scalar_type() == ScalarType::Double) {
-      run_backward<double>(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, y, saved, cells, g);
-    } else {
-      run_backward<float>(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, y, saved, cells, g);
-    }
+    const Tensor &w = at.d ? or_absent(w_ih_reverse) : w_ih, &u = at.d ? or_absent(w_hh_reverse) : w_hh;
+    const Gradients g{or_absent(dx),
+                      or_absent(dh0),
+                      or_absent(dc0),
+                      or_absent(at.d ? dw_ih_reverse : dw_ih),
+                      or_absent(at.d ? dw_hh_reverse : dw_hh),
+                      or_absent(at.d ? db_ih_reverse : db_ih),
+                      or_absent(at.d ? db_hh_reverse : db_hh)};
+    const Shape s = shape_of(cell, reverse, x, h0, w, or_absent(row_offsets), or_absent(lengths));
+    const auto run = w.scalar_type() == ScalarType::Double ? run_backward<double> : run_backward<float>;
+    run(at, s, or_absent(dy), or_absent(dh_n), or_absent(dc_n), x, h0, or_absent(c0), w, u, y, saved, cells, g);
   });
 }
 
+// Bit k of wanted: gradient k, as in fusedrnn/ops.py; what is not wanted is an undefined tensor, in Python None.
+// The biases only say whether they have gradients.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
+    const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& w_ih_reverse,
+    const Optional& w_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Tensor& y,
+    const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool batch_first, int64_t wanted,
+    const Optional& b_ih, const Optional& b_hh, const Optional& b_ih_reverse, const Optional& b_hh_reverse) {
+  const Optional offsets = dense(row_offsets), active = dense(lengths);
+  const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
+  const int64_t D = direction == 2 ? 2 : 1, G = gates_of(s.cell);
+  const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
+    return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
+  };
+  const auto bias = [&](int bit, const Optional& b) {
+    if (b) check_dense(dense(*b), "bias", {G * s.H}, w_ih.scalar_type());
+    return b ? made(bit, {G * s.H}) : Optional();
+  };
+  const Optional dx = wanted & 1 ? Optional(new_rows(w_ih, s, row_count(s, x), s.I, batch_first)) : Optional();
+  const Optional dh0 = made(1, {D, s.B, s.H}), dc0 = s.cell == Cell::lstm ? made(2, {D, s.B, s.H}) : Optional();
+  Optional dw_ih[2], dw_hh[2], db_ih[2], db_hh[2];
+  const Optional *biases_ih[] = {&b_ih, &b_ih_reverse}, *biases_hh[] = {&b_hh, &b_hh_reverse};
+  for (int d = 0; d < D; ++d) {
+    dw_ih[d] = made(5 * d + 3, {G * s.H, s.I});
+    dw_hh[d] = made(5 * d + 4, {G * s.H, s.H});
+    db_ih[d] = bias(5 * d + 5, *biases_ih[d]);
+    db_hh[d] = bias(5 * d + 6, *biases_hh[d]);
+  }
+  backward_out(dense_rows(dy), dense(dh_n), dense(dc_n), dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh),
+               dense(w_ih_reverse), dense(w_hh_reverse), offsets, active, dense_rows(y), saved, cells, cell, direction,
+               dx, dh0, dc0, dw_ih[0], dw_hh[0], db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
+  const auto result = [](const Optional& t) { return t ? *t : Tensor(); };
+  return {result(dx),       result(dh0),      result(dc0),      result(dw_ih[0]), result(dw_hh[0]), result(db_ih[0]),
+          result(db_hh[0]), result(dw_ih[1]), result(dw_hh[1]), result(db_ih[1]), result(db_hh[1])};
+}
+
 }  // namespace
+
+// An op of torch's makes its outputs, its `out` overload is given them.
+#define FORWARD_INPUTS                                                                       \
+  "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "  \
+  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, " \
+  "Tensor? row_offsets, Tensor? lengths, int cell, int direction, bool concat"
+#define BACKWARD_INPUTS                                                                                 \
+  "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, " \
+  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? row_offsets, Tensor? lengths, "                  \
+  "Tensor y, Tensor saved, Tensor cells, int cell, int direction"
 
 STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("version() -> int");
   m.def("isas() -> int");
   m.def("isa() -> int");
   m.def("set_isa(int isa) -> ()");
-  m.def(
-      "forward(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, Tensor "
-      "w_ih_reverse, "
-      "Tensor w_hh_reverse, Tensor b_ih_reverse, Tensor b_hh_reverse, Tensor row_offsets, Tensor lengths, Tensor(a!) "
-      "y, "
-      "Tensor(b!) h_n, Tensor(c!) c_n, Tensor(d!) saved, Tensor(e!) cells, int cell, int direction, bool concat) -> "
-      "()");
-  m.def(
-      "backward(Tensor dy, Tensor dh_n, Tensor dc_n, Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, "
-      "Tensor w_ih_reverse, Tensor w_hh_reverse, Tensor row_offsets, Tensor lengths, Tensor y, Tensor saved, "
-      "Tensor cells, Tensor(a!) dx, Tensor(b!) dh0, Tensor(c!) dc0, Tensor(d!) dw_ih, Tensor(e!) dw_hh, "
-      "Tensor(f!) db_ih, Tensor(g!) db_hh, Tensor(h!) dw_ih_reverse, Tensor(i!) dw_hh_reverse, "
-      "Tensor(j!) db_ih_reverse, Tensor(k!) db_hh_reverse, int cell, int direction) -> ()");
+  m.def("forward(" FORWARD_INPUTS
+        ", bool batch_first, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
+        "Tensor cells)");
+  m.def("forward.out(" FORWARD_INPUTS
+        ", Tensor(a!) y, Tensor(b!) h_n, Tensor(c!) c_n, Tensor(d!) saved, "
+        "Tensor(e!) cells) -> ()");
+  m.def("backward(" BACKWARD_INPUTS
+        ", bool batch_first, int wanted, Tensor? b_ih, Tensor? b_hh, Tensor? b_ih_reverse, Tensor? b_hh_reverse) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+        "Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("backward.out(" BACKWARD_INPUTS
+        ", Tensor(a!)? dx, Tensor(b!)? dh0, Tensor(c!)? dc0, Tensor(d!)? dw_ih, "
+        "Tensor(e!)? dw_hh, Tensor(f!)? db_ih, Tensor(g!)? db_hh, Tensor(h!)? dw_ih_reverse, "
+        "Tensor(i!)? dw_hh_reverse, Tensor(j!)? db_ih_reverse, Tensor(k!)? db_hh_reverse) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
@@ -336,5 +315,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&forward));
+  m.impl("forward.out", TORCH_BOX(&forward_out));
   m.impl("backward", TORCH_BOX(&backward));
+  m.impl("backward.out", TORCH_BOX(&backward_out));
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,8 +20,7 @@ class Weights(NamedTuple):
     w_hr: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One layer over one sequence.
 
     x            [T, B, I] floats or [T, B] int64 tokens, any strides; packed: [R, I] or [R]

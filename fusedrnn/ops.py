@@ -118,13 +118,12 @@ def _backward(*arguments):
 def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
     *tensors, y, saved, cells, cell, direction, batch_first, schedule, save, precision, backend, wanted = arguments
     call = call_of(tuple(tensors), cell, direction, batch_first, schedule, save, precision)
-    mask = tuple([wanted >> k & 1 == 1 for k in range(3 + 5 * call.D)])
     cotangents = (
         _cotangent("dy", dy, y.shape),
         _cotangent("dh_n", dh_n, call.h0.shape),
         _cotangent("dc_n", dc_n, None if call.c0 is None else call.c0.shape),
     )
-    return REGISTRY[backend].backward(call, *cotangents, y, saved, cells, mask)
+    return REGISTRY[backend].backward(call, *cotangents, y, saved, cells, wanted)
 
 
 def _cotangent(name: str, tensor: Tensor | None, shape) -> Tensor | None:

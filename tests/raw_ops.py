@@ -66,19 +66,21 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
     last = dict(cell=NUMBERS[call.cell], direction=call.direction)
     y = torch.cat((y, y), -1)[..., -call.D * call.P :]  # rows with gaps between them
     if kind == "private-forward":
-        return tensors | dict(y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells) | last | dict(concat=False)
+        return tensors | last | dict(concat=False, y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells)
     inputs = {name: t for name, t in tensors.items() if not name.startswith("b_")}
     grads = {
         f"d{name}": torch.empty_like(t) if t.is_floating_point() else h_n.new_empty(0)
         for name, t in tensors.items()
         if name in ops.DIFFERENTIABLE
     }
-    return cotangents | inputs | dict(y=y, saved=saved, cells=cells) | grads | last
+    return cotangents | inputs | dict(y=y, saved=saved, cells=cells) | last | grads
 
 
 def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:
     op, library = CELLS[sample.cell].op, torch.ops.fusedrnn_cpu
-    of_kind = dict(zip(KINDS, (library.forward, library.backward, ops.FORWARD[op], ops.BACKWARD[op]), strict=True))
+    of_kind = dict(
+        zip(KINDS, (library.forward.out, library.backward.out, ops.FORWARD[op], ops.BACKWARD[op]), strict=True)
+    )
     of_kind[kind](*(guarded(value, at_end) if isinstance(value, Tensor) else value for value in operands.values()))
 
 

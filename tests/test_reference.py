@@ -1,7 +1,5 @@
 """The definition: the loop against torch.nn, the backward by hand against autograd of the loop, and gradcheck."""
 
-import dataclasses
-
 import pytest
 import torch
 from problems import PROBLEMS, Sample, assert_equal, inputs_of, run, run_torch
@@ -25,7 +23,7 @@ def run_loop(sample: Sample) -> dict[str, torch.Tensor]:
     leaves = [None if t is None else t.clone().requires_grad_(t.is_floating_point()) for t in inputs_of(call)]
     x, h0, c0, *weights = leaves
     grouped = tuple(type(w)(*weights[5 * d : 5 * d + 5]) for d, w in enumerate(call.weights))
-    outputs = reference.forward(dataclasses.replace(call, x=x, h0=h0, c0=c0, weights=grouped))[:3]
+    outputs = reference.forward(call._replace(x=x, h0=h0, c0=c0, weights=grouped))[:3]
     given = [out for out in outputs if out.requires_grad]
     torch.autograd.backward(given, sample.cotangents(outputs)[: len(given)])
     names = ("x", "h0", "c0", *ops.DIFFERENTIABLE[3:])

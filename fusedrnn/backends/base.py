@@ -136,9 +136,10 @@ class Backend:
         y: Tensor,
         saved: Tensor,
         cells: Tensor,
-        wanted: tuple[bool, ...],
+        wanted: int,
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of x, h0, c0 and of each direction's five weights, in that order; None where not `wanted`.
+        """Gradients of x, h0, c0 and of each direction's five weights, in that order; None where bit k of
+        `wanted` is not set.
 
         The cotangents may be None (zero) and have any strides. No input is written.
         """

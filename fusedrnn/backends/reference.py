@@ -38,14 +38,14 @@ class ReferenceBackend(Backend):
             dgates_x, dgates_h, dh, dc, dw_hr = one.loop()
             dh0.append(dh)
             dc0.append(dc)
-            if wanted[0]:
+            if wanted & 1:
                 dx.append(dgates_x @ one.weights.w_ih)
             grads += one.weight_gradients(dgates_x, dgates_h, dw_hr)
-        if wanted[0]:
+        if wanted & 1:
             grads[0] = call.new_rows(call.I).copy_(rows.rows(torch.stack(dx).sum(0)))
         grads[1] = torch.stack(dh0).to(call.dtype)
         grads[2] = torch.stack(dc0).to(call.dtype) if call.c0 is not None else None
-        return tuple(g if g is None or want else None for g, want in zip(grads, wanted, strict=True))
+        return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
 
 
 class _Direction:

@@ -7,7 +7,6 @@ oneDNN and the flattened weights for cuDNN. Both libraries scribble on the bytes
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,11 +52,11 @@ class TorchBackend(Backend):
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
         grads = _library(call).backward(call, dy, dh_n, dc_n, y, saved, cells)
-        return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+        return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
 
     def new_outputs(self, call: Call) -> Outputs:
         """As the contract has it but for `saved` and `cells`: only a trial run, on zeros, tells how large they are."""
-        y, h_n, c_n, saved, cells = super().new_outputs(dataclasses.replace(call, save="none"))
+        y, h_n, c_n, saved, cells = super().new_outputs(call._replace(save="none"))
         if call.save == "none":
             return y, h_n, c_n, saved, cells
         if call.row_offsets is not None:
@@ -79,7 +78,7 @@ def _zeros_like(call: Call) -> Call:
         return torch.zeros([int(size) for size in tensor.shape], dtype=tensor.dtype, device=tensor.device)
 
     weights = tuple(Weights._make(map(zeros, one)) for one in call.weights)
-    return dataclasses.replace(call, x=zeros(call.x), h0=zeros(call.h0), c0=zeros(call.c0), weights=weights)
+    return call._replace(x=zeros(call.x), h0=zeros(call.h0), c0=zeros(call.c0), weights=weights)
 
 
 def _like_rows(call: Call, rows: Tensor) -> Tensor:

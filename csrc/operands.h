@@ -1,0 +1,128 @@
+// What the ops are given and what they return: checked, named, allocated. Part of bindings.cpp.
+
+template <class Real>
+constexpr ScalarType scalar_type = sizeof(Real) == 4 ? ScalarType::Float : ScalarType::Double;
+
+template <class Real>
+Real* data(const Tensor& t) {
+  return t.numel() == 0 ? nullptr : static_cast<Real*>(t.data_ptr());
+}
+
+void check_dense(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, ": wrong dtype");
+  STD_TORCH_CHECK(t.is_contiguous(), name, ": not contiguous");
+  STD_TORCH_CHECK(t.dim() == int64_t(shape.size()) && std::equal(shape.begin(), shape.end(), t.sizes().begin()), name,
+                  ": wrong shape");
+}
+
+void check_optional(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+  if (t.numel() > 0) check_dense(t, name, shape, type);
+}
+
+// Columns [column, column + width) of rows [T, B, columns] or packed [R, columns] whose last stride is 1; tokens have no
+// last dimension and width 0. Without elements the base is null, which fits only where the shape says so.
+template <class Element>
+Rows<Element> rows_of(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width, ScalarType type,
+                      int64_t column = 0, int64_t columns = 0) {
+  const bool packed = s.row_offsets != nullptr;
+  const int64_t dims = (packed ? 1 : 2) + (width > 0);
+  if (columns == 0) columns = width;
+  STD_TORCH_CHECK(t.scalar_type() == type, name, ": wrong dtype");
+  STD_TORCH_CHECK(t.dim() == dims && (packed ? t.size(0) == R : t.size(0) == s.T && t.size(1) == s.B), name,
+                  ": wrong shape");
+  STD_TORCH_CHECK(width == 0 || (t.size(dims - 1) == columns && (columns == 1 || t.stride(dims - 1) == 1)), name,
+                  ": wrong width or rows not dense");
+  if (t.numel() == 0) return {nullptr, 0, 0};
+  auto* base = static_cast<Element*>(t.data_ptr()) + column;
+  return packed ? Rows<Element>{base, 0, t.stride(0)} : Rows<Element>{base, t.stride(0), t.stride(1)};
+}
+
+// The same, or absent.
+template <class Element>
+Rows<Element> optional_rows(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width,
+                            ScalarType type, int64_t column = 0, int64_t columns = 0) {
+  return t.numel() == 0 ? Rows<Element>{} : rows_of<Element>(t, name, s, R, width, type, column, columns);
+}
+
+// Part d of D equal parts of a dense tensor, null where it is absent.
+template <class Real>
+Real* part(const Tensor& t, int64_t d, int64_t D) {
+  const int64_t count = t.numel();
+  return count == 0 ? nullptr : static_cast<Real*>(t.data_ptr()) + count / D * d;
+}
+
+Shape shape_of(int64_t cell, bool reverse, const Tensor& x, const Tensor& h0, const Tensor& w_ih,
+               const Tensor& row_offsets, const Tensor& lengths) {
+  STD_TORCH_CHECK(cell >= 0 && cell < 4, "unknown cell");
+  STD_TORCH_CHECK(h0.dim() == 3 && w_ih.dim() == 2, "h0: expected three dimensions, w_ih: two");
+  Shape s{};
+  s.cell = Cell(cell);
+  s.reverse = reverse;
+  s.B = h0.size(1);
+  s.H = h0.size(2);
+  s.I = w_ih.size(1);
+  s.T = row_offsets.numel() > 0 ? row_offsets.numel() : x.size(0);
+  STD_TORCH_CHECK(s.T > 0 && s.I > 0 && s.H > 0, "no steps, no inputs or no hidden units");
+  check_optional(row_offsets, "row_offsets", {s.T}, ScalarType::Long);
+  check_optional(lengths, "lengths", {s.B}, ScalarType::Long);
+  s.row_offsets = data<const int64_t>(row_offsets);
+  s.lengths = data<const int64_t>(lengths);
+  for (int64_t b = 0; s.lengths && b < s.B; ++b) {
+    STD_TORCH_CHECK(s.lengths[b] >= 0 && s.lengths[b] <= s.T, "lengths: outside 0 to T");
+  }
+  if (s.row_offsets) {
+    STD_TORCH_CHECK(s.lengths, "packed input needs lengths");
+    int64_t active = s.B, at = 0;
+    for (int64_t t = 0; t < s.T; ++t) {
+      while (active > 0 && s.lengths[active - 1] <= t) --active;
+      STD_TORCH_CHECK(s.row_offsets[t] == at, "row_offsets: do not match lengths");
+      at += active;
+    }
+    for (int64_t b = 1; b < s.B; ++b) STD_TORCH_CHECK(s.lengths[b] <= s.lengths[b - 1], "packed lengths: not sorted");
+    STD_TORCH_CHECK(at == x.size(0), "row_offsets: do not cover x");
+  }
+  return s;
+}
+
+int64_t row_count(const Shape& s, const Tensor& x) { return s.row_offsets ? x.size(0) : s.T * s.B; }
+
+// Every token that takes part is a row of the vocabulary.
+void check_tokens(const Shape& s, const Rows<const int64_t>& tokens) {
+  for (int64_t t = 0; t < s.T; ++t) {
+    for (int64_t b = 0; b < s.B; ++b) {
+      if (t >= length_of(s, b)) continue;
+      const int64_t token = *row_at(s, tokens, t, b);
+      STD_TORCH_CHECK(token >= 0 && token < s.I, "token ", token, " outside 0 to ", s.I - 1);
+    }
+  }
+}
+
+// What is absent, as a tensor without elements.
+const Tensor& or_absent(const Optional& t) {
+  static const Tensor& absent = *new Tensor(torch::stable::empty({0}));
+  return t ? *t : absent;
+}
+
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+Optional dense(const Optional& t) { return t ? Optional(dense(*t)) : t; }
+
+// Rows may lie at any stride, each of them dense. Tokens are rows without a last dimension.
+Tensor dense_rows(const Tensor& t) {
+  const bool fits = t.scalar_type() == ScalarType::Long || t.dim() == 0 || t.stride(t.dim() - 1) == 1;
+  return fits ? t : torch::stable::contiguous(t);
+}
+Optional dense_rows(const Optional& t) { return t ? Optional(dense_rows(*t)) : t; }
+
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.begin(), int64_t(sizes.size()), nullptr,
+                                                          nullptr, nullptr, 0, nullptr, &made));
+  return Tensor(made);
+}
+
+// [T, B, width], batch-major in memory where asked for, or packed [R, width].
+Tensor new_rows(const Tensor& like, const Shape& s, int64_t R, int64_t width, bool batch_first) {
+  if (s.row_offsets) return new_tensor(like, {R, width});
+  if (!batch_first) return new_tensor(like, {s.T, s.B, width});
+  return torch::stable::transpose(new_tensor(like, {s.B, s.T, width}), 0, 1);
+}
