@@ -195,7 +195,8 @@ def run(
         x = x.transpose(0, 1)
     if batch_first and resets is not None:
         resets = resets.transpose(0, 1)
-    x, h0, c0, weights = _autocast(cell, x, h0, c0, weights)
+    if torch._C._is_any_autocast_enabled():
+        x, h0, c0, weights = _autocast(cell, x, h0, c0, weights)
     places = (row_offsets, lengths, resets)
     D = 2 if bidirectional else 1
     if len(weights) == D:
@@ -225,7 +226,7 @@ def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Ten
 def _autocast(cell, x, h0, c0, weights):
     """Cast where torch's autocast does: every cell on a GPU; on the CPU the GRU keeps the dtype of its weights."""
     device = x.device.type
-    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device):
         return x, h0, c0, weights
     kept = device == "cpu" and CELLS[cell].op == "gru"
     dtype = weights[0].w_ih.dtype if kept else torch.get_autocast_dtype(device)

@@ -67,11 +67,12 @@ class _Recurrent(_Options, nn.RNNBase):
 
         input may be int64 tokens: [T, B] ([B, T] with batch_first), [T], or a PackedSequence of them.
         """
-        self._update_flat_weights()
+        weights = self._checked_weights()
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
             hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, order)
-            y, hx = self._run(data, hx, batch_sizes)
+            self._check(data, hx, batch_sizes)
+            y, hx = self._run(data, hx, functional.Rows(batch_sizes), weights)
             return PackedSequence(y, batch_sizes, order, back), self.permute_hidden(hx, back)
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (1, 2))
         if dims not in (2, 3):
@@ -81,33 +82,35 @@ class _Recurrent(_Options, nn.RNNBase):
         if dims == 3:
             if hx is None:
                 hx = self._zeros(input, input.shape[batch_dim])
+                if not (weights and self._fits(input)):
+                    self._check(input, hx, None)
             else:
                 self._check_state_dims(hx, 3, "batched 3-D")
-            return self._run(input, hx, None)
+                self._check(input, hx, None)
+            return self._run(input, hx, _NO_ROWS, weights)
         input = input.unsqueeze(batch_dim)
         if hx is None:
             hx = self._zeros(input, 1)
         else:
             self._check_state_dims(hx, 2, "unbatched 2-D")
             hx = self._unsqueezed(hx)
-        y, hx = self._run(input, hx, None)
+        self._check(input, hx, None)
+        y, hx = self._run(input, hx, _NO_ROWS, weights)
         return y.squeeze(batch_dim), self._squeezed(hx)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
             super().check_input(input, batch_sizes)
 
-    def _run(self, x: Tensor, hx, batch_sizes: Tensor | None):
-        self.check_forward_args(x, hx, batch_sizes)
-        h0, c0 = states = hx if self.mode == "LSTM" else (hx, None)
-        self._check_rest(x, states if c0 is not None else (h0,), batch_sizes)
+    def _run(self, x: Tensor, hx, rows: functional.Rows, weights: tuple[Weights, ...] | None):
+        h0, c0 = hx if self.mode == "LSTM" else (hx, None)
         y, h_n, c_n = functional.run(
             self.cell,
             x,
             h0,
             c0,
-            self._weights(),
-            _NO_ROWS if batch_sizes is None else functional.Rows(batch_sizes),
+            weights or self._weights(),
+            rows,
             self.bidirectional,
             self.batch_first,
             self.dropout if self.training else 0.0,
@@ -116,11 +119,18 @@ class _Recurrent(_Options, nn.RNNBase):
         )
         return y, (h_n, c_n) if self.mode == "LSTM" else h_n
 
-    def _check_rest(self, x: Tensor, states, batch_sizes: Tensor | None) -> None:
-        """What torch.nn leaves to its kernels to find, or to overlook."""
+    def _fits(self, x: Tensor) -> bool:
+        """Whether `_check` has nothing to say about x, told quickly, where the state is one of zeros."""
+        w = self._flat_weights[0]
+        fits = (x.dtype == w.dtype and x.shape[2] == self.input_size) or (x.dtype == torch.int64 and x.dim() == 2)
+        return fits and x.numel() > 0 and x.device == w.device
+
+    def _check(self, x: Tensor, hx, batch_sizes: Tensor | None) -> None:
+        """As torch.nn checks, and then what it leaves to its kernels to find, or to overlook."""
+        self.check_forward_args(x, hx, batch_sizes)
         if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        _check_states(x, states, self._flat_weights)
+        _check_states(x, hx if self.mode == "LSTM" else (hx,), self._flat_weights)
         if misfit := "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0]):
             raise RuntimeError(misfit)
 
@@ -130,15 +140,20 @@ class _Recurrent(_Options, nn.RNNBase):
         if any(held.get(name) is not w for name, w in zip(self._flat_weights_names, self._flat_weights, strict=True)):
             self._init_flat_weights()
 
-    def _weights(self) -> tuple[Weights, ...]:
-        """The parameters as `functional` takes them, layer by layer, forward before reverse, checked once.
+    def _checked_weights(self) -> tuple[Weights, ...] | None:
+        """What `_weights` kept; else None, and _flat_weights is up to date."""
+        held, (flat, weights) = self._parameters.values(), self._kept
+        if len(flat) == len(held) and all(map(operator.is_, flat, held)) and not torch.compiler.is_compiling():
+            return weights
+        self._update_flat_weights()
+        return None
 
-        RuntimeError where they do not fit together. Kept for as long as the very same parameters are there.
+    def _weights(self) -> tuple[Weights, ...]:
+        """The parameters as `functional` takes them, layer by layer, forward before reverse.
+
+        RuntimeError where they do not fit together. Kept, for as long as the very same parameters are there.
         """
         flat, each = self._flat_weights, len(self._all_weights[0])
-        keep = not torch.compiler.is_compiling()
-        if keep and len(self._kept[0]) == len(flat) and all(map(operator.is_, self._kept[0], flat)):
-            return self._kept[1]
         weights = tuple(
             Weights(
                 flat[k],
@@ -151,7 +166,14 @@ class _Recurrent(_Options, nn.RNNBase):
         )
         if misfit := checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
             raise RuntimeError(misfit)
-        if keep and all(type(w) is nn.Parameter for w in flat):  # not what a transform puts in their place
+        held = self._parameters.values()
+        plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
+        if (
+            plain
+            and not torch.compiler.is_compiling()
+            and len(held) == len(flat)
+            and all(map(operator.is_, held, flat))
+        ):
             self._kept = list(flat), weights
         return weights
 
@@ -163,7 +185,7 @@ class _Recurrent(_Options, nn.RNNBase):
 
     def _zero_state(self, x: Tensor, batch: int, width: int) -> Tensor:
         like = self._flat_weights[0] if x.dtype == torch.int64 else x
-        return torch.zeros(len(self._all_weights), batch, width, dtype=like.dtype, device=x.device)
+        return like.new_zeros(len(self._all_weights), batch, width)
 
     def _check_state_dims(self, hx, dims: int, what: str) -> None:
         if hx.dim() != dims:

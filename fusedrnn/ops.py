@@ -42,14 +42,14 @@ def call_of(tensors: tuple[Tensor | None, ...], cell, direction, batch_first, sc
     """Name the flat arguments of an op; what is absent may be None or empty."""
     x, h0, *rest = tensors
     assert x is not None and h0 is not None
-    c0, *weights, row_offsets, lengths, resets = map(_present, rest)
-    groups = (weights[:5], weights[5:]) if direction == 2 else (weights[:5],)
+    c0, *weights, row_offsets, lengths, resets = [t if t is None or t.shape != _ABSENT else None for t in rest]
+    first = Weights._make(weights[:5])
     return Call(
         cell,
         x,
         h0,
         c0,
-        tuple(Weights(*group) for group in groups),  # type: ignore[arg-type]
+        (first, Weights._make(weights[5:])) if direction == 2 else (first,),
         _REVERSE[direction],
         row_offsets,
         lengths,
@@ -74,9 +74,7 @@ def filled(arguments: tuple, like: Tensor) -> tuple:
     return tuple(empty if a is None else a for a in arguments)
 
 
-def _present(tensor: Tensor | None) -> Tensor | None:
-    """None for the empty one-dimensional tensor that stands for an absent argument."""
-    return None if tensor is None or (tensor.ndim == 1 and tensor.shape[0] == 0) else tensor
+_ABSENT = (0,)  # the shape of the tensor that stands for an absent argument
 
 
 def _forward(*arguments):
@@ -127,10 +125,11 @@ def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
 
 
 def _cotangent(name: str, tensor: Tensor | None, shape) -> Tensor | None:
-    given = _present(tensor)
-    if given is not None and given.shape != shape:
-        raise ValueError(f"{name}: expected {'nothing' if shape is None else list(shape)}, got {list(given.shape)}")
-    return given
+    if tensor is None or tensor.shape == _ABSENT:
+        return None
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected {'nothing' if shape is None else list(shape)}, got {list(tensor.shape)}")
+    return tensor
 
 
 def _check_devices(tensors) -> None:
