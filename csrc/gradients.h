@@ -140,6 +140,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const ScalarType type = scalar_type<Real>;
   const int64_t G = gates_of(s.cell), H = s.H, I = s.I, B = s.B, T = s.T, R = row_count(s, x);
   const int64_t blocks = blocks_of(s.cell), gate_width = blocks * H;
+  const int64_t dgates_stride = padded_row<Real>(gate_width), h_prev_stride = padded_row<Real>(H);
   const bool tokens = x.scalar_type() == ScalarType::Long, gru = s.cell == Cell::gru, lstm = s.cell == Cell::lstm;
   check_dense(w_ih, "w_ih", {G * H, I}, type);
   check_dense(w_hh, "w_hh", {G * H, H}, type);
@@ -165,7 +166,8 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const bool want_w_hh = g.dw_hh.numel() > 0, want_w_ih = g.dw_ih.numel() > 0, want_dx = g.dx.numel() > 0;
   const bool add_dx = at.d > 0;  // dx holds the forward direction's part
   const bool want_bias = g.db_ih.numel() > 0 || g.db_hh.numel() > 0;
-  Buffer<Real> dgates(most_rows * gate_width), h_prev(want_w_hh ? most_rows * H : 0), carried(B * gate_width);
+  Buffer<Real> dgates(most_rows * dgates_stride), h_prev(want_w_hh ? most_rows * h_prev_stride : 0),
+      carried(B * gate_width);
   // Where a row of w_hh is whole vectors, it can be read as it lies.
   const bool pack = R > unpacked_rows || kernels.padded_units(H) != H;
   Buffer<Real> packed(pack ? kernels.padded_units(H) * G * H : 0), column_sums(gate_width);
@@ -188,6 +190,8 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   f.dc = lstm ? dc.get() : nullptr;
   f.dgates = dgates.get();
   f.h_prev = want_w_hh ? h_prev.get() : nullptr;
+  f.dgates_stride = dgates_stride;
+  f.h_prev_stride = h_prev_stride;
   f.carried = carried.get();
   f.next = next.data();
   f.packed = pack;
@@ -218,13 +222,13 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     const int64_t row0 = row_number(s, t0, 0), count = (t1 < T ? row_number(s, t1, 0) : R) - row0;
     const bool add = end < T;
     const auto window = [&](int64_t block, int64_t width) {
-      return Matrix<Real>{dgates.get() + block * H, count, width * H, gate_width};
+      return Matrix<Real>{dgates.get() + block * H, count, width * H, dgates_stride};
     };
     const auto rows_of_weight = [&](const Tensor& t, int64_t block, int64_t width, int64_t columns) {
       return Matrix<Real>{data<Real>(t) + block * H * columns, width * H, columns, columns};
     };
     if (want_w_hh) {
-      const Matrix<Real> states{h_prev.get(), count, H, H};
+      const Matrix<Real> states{h_prev.get(), count, H, h_prev_stride};
       product(rows_of_weight(g.dw_hh, 0, gru ? 2 : G, H), window(0, gru ? 2 : G), true, states, add);
       if (gru) product(rows_of_weight(g.dw_hh, 2, 1, H), window(3, 1), true, states, add);
     }
@@ -235,7 +239,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
         for (int64_t t = t0; t < t1; ++t) {
           for (int64_t b = 0; b < B; ++b) {
             if (t >= length_of(s, b)) continue;
-            const Real* from = dgates.get() + (row_number(s, t, b) - row0) * gate_width;
+            const Real* from = dgates.get() + (row_number(s, t, b) - row0) * dgates_stride;
             Real* to = token_sums.get() + *row_at(s, token_rows, t, b) * G * H;
             for (int64_t k = k0; k < k1; ++k) to[k] += from[k];
           }

@@ -70,7 +70,7 @@ class RecurrentFunction(torch.autograd.Function):
             grads = RecurrentBackward.apply(*cotangents, *tensors, op, *options, _wanted(ctx))
         else:
             grads = ops.backward(op, *cotangents, *tensors, *options, _wanted(ctx))
-        grads = tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
+        grads = [g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)]
         return (*grads, *(None,) * (len(ctx.needs_input_grad) - len(grads)))
 
 

@@ -17,6 +17,7 @@ from fusedrnn.backends.torch import TorchBackend
 _TORCH = TorchBackend()
 REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), _TORCH, ReferenceBackend())}
 
+_environment = os.environ.get("FUSEDRNN_BACKEND", "")
 _default = ""  # what the innermost use_backend names
 
 
@@ -59,10 +60,10 @@ def select(problem: Problem, backend: str = "auto") -> str:
 
 
 def requested(backend: str) -> str:
-    """`backend`; where that is "auto", what `use_backend` or else FUSEDRNN_BACKEND names."""
+    """`backend`; where that is "auto", what `use_backend` or else FUSEDRNN_BACKEND, when it was imported, names."""
     if backend != "auto":
         return backend
-    return _default or os.environ.get("FUSEDRNN_BACKEND") or "auto"
+    return _default or _environment or "auto"
 
 
 def preference(problem: Problem) -> tuple[str, ...]:

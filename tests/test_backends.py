@@ -14,7 +14,7 @@ from problems import (
 )
 
 import fusedrnn
-from fusedrnn import ops
+from fusedrnn import dispatch, ops
 from fusedrnn.backends.base import BackendError, Problem
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY, explain, select, use_backend
@@ -187,15 +187,15 @@ def test_a_named_backend_is_taken_or_refused_with_every_reason():
 
 def test_auto_follows_use_backend_and_the_environment(monkeypatch):
     problem = Problem("gru", "cpu", torch.float32, T=3, B=2, I=4, H=5)
-    monkeypatch.delenv("FUSEDRNN_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_environment", "")
     usual = select(problem)
     with use_backend("reference"):
         assert select(problem) == "reference"
         assert select(problem, usual) == usual
     assert select(problem) == usual
-    monkeypatch.setenv("FUSEDRNN_BACKEND", "reference")
+    monkeypatch.setattr(dispatch, "_environment", "reference")
     assert select(problem) == "reference"
-    monkeypatch.setenv("FUSEDRNN_BACKEND", "torch")
+    monkeypatch.setattr(dispatch, "_environment", "torch")
     with pytest.raises(BackendError, match="backend 'torch' cannot run gru"):
         select(problem)
     with pytest.raises(ValueError, match="expected one of"), use_backend("fastest"):

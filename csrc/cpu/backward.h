@@ -135,8 +135,8 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
       BackwardRow<Real>& row = rows[b - first];
       if (t >= length_of(s, b)) {
         if (!s.row_offsets) {
-          zero(f.dgates + (row_number(s, t, b) - first_row) * blocks * H, blocks * H);
-          if (f.h_prev) zero(f.h_prev + (row_number(s, t, b) - first_row) * H, H);
+          zero(f.dgates + (row_number(s, t, b) - first_row) * f.dgates_stride, blocks * H);
+          if (f.h_prev) zero(f.h_prev + (row_number(s, t, b) - first_row) * f.h_prev_stride, H);
         }
         continue;
       }
@@ -150,8 +150,8 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
         row.c_prev = starts ? f.c0 + b * H : f.cells + row_number(s, before, b) * H;
       }
       row.saved = f.saved ? f.saved + number * blocks * H : nullptr;
-      row.dgates = f.dgates + (number - first_row) * blocks * H;
-      if (f.h_prev) copy(f.h_prev + (number - first_row) * H, row.h_prev, H);
+      row.dgates = f.dgates + (number - first_row) * f.dgates_stride;
+      if (f.h_prev) copy(f.h_prev + (number - first_row) * f.h_prev_stride, row.h_prev, H);
       step.rows[step.count++] = &row;
     }
     backward_step(f, step, finish[int(s.cell)]);

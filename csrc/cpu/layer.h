@@ -32,6 +32,14 @@ static constexpr int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : c
 // Blocks of H values a row of dgates takes; also of `saved`, where the cell keeps any.
 static constexpr int64_t blocks_of(Cell cell) { return is_rnn(cell) ? 1 : 4; }
 
+// Elements from row to row of a matrix for GEMMs: an odd number of cache lines, or rows a power of two apart would share
+// the same sets of the cache.
+template <class Real>
+constexpr int64_t padded_row(int64_t width) {
+  constexpr int64_t line = 64 / int64_t(sizeof(Real));
+  return ((width + line - 1) / line | 1) * line;
+}
+
 static constexpr int64_t length_of(const Shape& s, int64_t b) { return s.lengths ? s.lengths[b] : s.T; }
 
 // The number of row (t, b), and where it begins.
@@ -77,10 +85,11 @@ struct Backward {
   Rows<const Real> dy;  // null base: zero
   const Real* saved;
   const Real* cells;
-  Real* dh;           // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
-  Real* dc;           // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
-  Real* dgates;       // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
-  Real* h_prev;       // [rows of the chunk, H]: the state each row started from, or null
+  Real* dh;      // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
+  Real* dc;      // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
+  Real* dgates;  // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
+  Real* h_prev;  // [rows of the chunk, H]: the state each row started from, or null
+  int64_t dgates_stride, h_prev_stride;
   Real* carried;      // [B, blocks * H]: dgates of the step processed last, between chunks
   const Real** next;  // [B]: dgates of the step processed before this one, null before the first
 };

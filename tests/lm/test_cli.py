@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fusedrnn import dispatch
 from fusedrnn.cli import main
 from fusedrnn.lm import CORPORA
 from fusedrnn.lm.run_folder import FILES
@@ -163,9 +164,9 @@ def test_bad_input_is_one_line_and_status_2(call, run, tmp_path, monkeypatch, ca
 
 
 def test_failed_start_leaves_no_run_folder_in_the_way(call, tmp_path, monkeypatch):
-    monkeypatch.setenv("FUSEDRNN_BACKEND", "abacus")
+    monkeypatch.setattr(dispatch, "_environment", "abacus")
     assert call(*TRAIN, "--out", tmp_path / "run")[0] == 2
-    monkeypatch.delenv("FUSEDRNN_BACKEND")
+    monkeypatch.undo()
     assert call(*TRAIN, "--out", tmp_path / "run")[0] == 0
 
 
