@@ -17,35 +17,49 @@ FUSEDRNN_INLINE Vector<Real> with_dy(const BackwardRow<Real>& row, Vector<Real> 
   return row.dy ? dh + load(row.dy + unit, lanes) : dh;
 }
 
-// dgates that W_hh sees lie in one window (RNN, LSTM) or two (GRU: r z, then n r).
-template <class Real, bool Relu>
-void rnn_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
-  store(row.dgates + unit, rnn_backward<Relu>(load(row.y + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
-}
+// How dh of one vector of a row's units becomes dgates. dgates that W_hh sees lie in one window (RNN, LSTM) or two (GRU:
+// r z, then n r).
+template <bool Relu>
+struct RnnBackward {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
+    store(row.dgates + unit, rnn_backward<Relu>(load(row.y + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
+  }
+};
 
-template <class Real>
-void gru_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t H) {
-  const Real* kept = row.saved + unit;
-  GruGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
-                           load(kept + 3 * H, lanes)};
-  store(row.dh + unit, gru_backward(g, load(row.h_prev + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
-  store_blocks<Real>(row.dgates + unit, H, lanes, {g.r, g.z, g.n, g.hn});
-}
+struct GruBackward {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
+                                     int64_t H) {
+    const Real* kept = row.saved + unit;
+    GruGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
+                             load(kept + 3 * H, lanes)};
+    store(row.dh + unit, gru_backward(g, load(row.h_prev + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
+    store_blocks<Real>(row.dgates + unit, H, lanes, {g.r, g.z, g.n, g.hn});
+  }
+};
 
-template <class Real>
-void lstm_step(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t H) {
-  const Real* kept = row.saved + unit;
-  LstmGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
-                            load(kept + 3 * H, lanes)};
-  Vector<Real> dc = load(row.dc + unit, lanes);
-  lstm_backward(g, load(row.c_prev + unit, lanes), load(row.c + unit, lanes), with_dy(row, dh, unit, lanes), dc);
-  store(row.dc + unit, dc, lanes);
-  store_blocks<Real>(row.dgates + unit, H, lanes, {g.i, g.f, g.g, g.o});
-}
+struct LstmBackward {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
+                                     int64_t H) {
+    const Real* kept = row.saved + unit;
+    LstmGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
+                              load(kept + 3 * H, lanes)};
+    Vector<Real> dc = load(row.dc + unit, lanes);
+    lstm_backward(g, load(row.c_prev + unit, lanes), load(row.c + unit, lanes), with_dy(row, dh, unit, lanes), dc);
+    store(row.dc + unit, dc, lanes);
+    store_blocks<Real>(row.dgates + unit, H, lanes, {g.i, g.f, g.g, g.o});
+  }
+};
 
-// Takes a row from there: dh of one vector of units becomes dgates.
-template <class Real>
-using BackwardFinish = void (*)(const BackwardRow<Real>&, Vector<Real> dh, int64_t unit, int lanes, int64_t H);
+// After the first step: dh is dh0, which lies where dgates would.
+struct InitialState {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
+    store(row.dgates + unit, dh, lanes);
+  }
+};
 
 // The operands of one step's products: one entry an active row.
 template <class Real>
@@ -75,8 +89,8 @@ struct BackwardStep {
   Real* zeros;  // the dgates of no step
 };
 
-template <class Real>
-void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, BackwardFinish<Real> finish) {
+template <class Gates, class Real>
+void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step) {
   constexpr int W = lanes_of<Real>;
   const int64_t H = f.shape.H, K = gates_of(f.shape.cell) * H, panels = backward_panels<Real>(H);
   const bool gru = f.shape.cell == Cell::gru;
@@ -103,18 +117,18 @@ void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Back
 #pragma GCC unroll 1
       for (int j = 0; j < vectors; ++j) {
         const int64_t unit = (panel * vectors_per_panel + j) * W;
-        const int lanes = int(minimum(W, H - unit));
-        Vector<Real> dh = load(step.out[k] + j * W);
-        if (gru || !row.next) dh += load(row.dh + unit, lanes);
-        finish(row, dh, unit, lanes, H);
+        with_lanes<Real>(H - unit, [&](auto lanes) {
+          Vector<Real> dh = load(step.out[k] + j * W);
+          if (gru || !row.next) dh += load(row.dh + unit, lanes);
+          Gates::template finish<Real>(row, dh, unit, lanes, H);
+        });
       }
     }
   }
 }
 
-template <class Real>
-void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end) {
-  const BackwardFinish<Real> finish[] = {rnn_step<Real, false>, rnn_step<Real, true>, gru_step<Real>, lstm_step<Real>};
+template <class Gates, class Real>
+void backward_loop(const Backward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end) {
   const Shape& s = f.shape;
   const int64_t n = last - first, H = s.H, blocks = blocks_of(s.cell), back = s.reverse ? 1 : -1;
   const int64_t lowest = s.reverse ? step_at(s, end - 1) : step_at(s, begin);
@@ -154,7 +168,7 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
       if (f.h_prev) copy(f.h_prev + (number - first_row) * f.h_prev_stride, row.h_prev, H);
       step.rows[step.count++] = &row;
     }
-    backward_step(f, step, finish[int(s.cell)]);
+    backward_step<Gates>(f, step);
     for (int64_t k = 0; k < step.count; ++k) step.rows[k]->next = step.rows[k]->dgates;
   }
   for (int64_t b = first; b < last; ++b) {
@@ -167,8 +181,11 @@ void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begi
 }
 
 template <class Real>
-void store_dh0(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
-  store(row.dgates + unit, dh, lanes);
+void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  constexpr decltype(&backward<Real>) loops[] = {backward_loop<RnnBackward<false>, Real>,
+                                                 backward_loop<RnnBackward<true>, Real>,
+                                                 backward_loop<GruBackward, Real>, backward_loop<LstmBackward, Real>};
+  loops[int(f.shape.cell)](f, first, last, begin, end);
 }
 
 template <class Real>
@@ -185,6 +202,6 @@ void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real*
     row.dgates = dh0 + b * H;
     step.rows[b - first] = &row;
   }
-  backward_step(f, step, store_dh0<Real>);
+  backward_step<InitialState>(f, step);
   delete[] rows;
 }

@@ -13,52 +13,61 @@ struct ForwardRow {
   Real *y, *c, *saved;  // this step's output, cell state, kept blocks (null: not kept)
 };
 
-// The sums of one row and panel, [vector][lane] as packed, become gates and state.
-template <class Real>
-using ForwardFinish = void (*)(const Forward<Real>&, const Real* sums, const ForwardRow<Real>&, int64_t panel);
-
-template <class Real, bool Relu>
-void rnn_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row, int64_t panel) {
-  constexpr int W = lanes_of<Real>;
-  const int64_t H = f.shape.H;
-  const int vectors = vectors_in<Real>(panel, H);
-  const Real* start = row.start + panel_offset<Real>(f.shape.cell, panel);
+// How the sums of one row and panel, [vector][lane] as packed, become gates and state.
+template <bool Relu>
+struct RnnForward {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row,
+                                     int64_t panel) {
+    constexpr int W = lanes_of<Real>;
+    const int64_t H = f.shape.H;
+    const int vectors = vectors_in<Real>(panel, H);
+    const Real* start = row.start + panel_offset<Real>(f.shape.cell, panel);
 #pragma GCC unroll 1
-  for (int j = 0; j < vectors; ++j) {
-    const int64_t unit = (panel * vectors_per_panel + j) * W;
-    const Vector<Real> h = rnn_forward<Relu>(load(sums + j * W) + load(start + j * W));
-    store(row.y + unit, h, int(minimum(W, H - unit)));
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t unit = (panel * vectors_per_panel + j) * W;
+      const Vector<Real> h = rnn_forward<Relu>(load(sums + j * W) + load(start + j * W));
+      with_lanes<Real>(H - unit, [&](auto lanes) { store(row.y + unit, h, lanes); });
+    }
   }
-}
+};
 
-template <class Real>
-void gru_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row, int64_t panel) {
-  constexpr int W = lanes_of<Real>;
-  const int64_t H = f.shape.H, unit = panel * W;
-  const int lanes = int(minimum(W, H - unit));
-  const Real* start = row.start + panel_offset<Real>(Cell::gru, panel);
-  GruGates<Vector<Real>> g{load(sums + 2 * W) + load(start + 2 * W), load(sums) + load(start),
-                           load(sums + W) + load(start + W), load(sums + 3 * W) + load(f.bias_hn + unit)};
-  Vector<Real> h;
-  gru_forward(g, load(row.h + unit, lanes), h);
-  store(row.y + unit, h, lanes);
-  if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.n, g.r, g.z, g.hn});
-}
+struct GruForward {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row,
+                                     int64_t panel) {
+    constexpr int W = lanes_of<Real>;
+    const int64_t H = f.shape.H, unit = panel * W;
+    const Real* start = row.start + panel_offset<Real>(Cell::gru, panel);
+    with_lanes<Real>(H - unit, [&](auto lanes) {
+      GruGates<Vector<Real>> g{load(sums + 2 * W) + load(start + 2 * W), load(sums) + load(start),
+                               load(sums + W) + load(start + W), load(sums + 3 * W) + load(f.bias_hn + unit)};
+      Vector<Real> h;
+      gru_forward(g, load(row.h + unit, lanes), h);
+      store(row.y + unit, h, lanes);
+      if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.n, g.r, g.z, g.hn});
+    });
+  }
+};
 
-template <class Real>
-void lstm_finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row, int64_t panel) {
-  constexpr int W = lanes_of<Real>;
-  const int64_t H = f.shape.H, unit = panel * W;
-  const int lanes = int(minimum(W, H - unit));
-  const Real* start = row.start + panel_offset<Real>(Cell::lstm, panel);
-  LstmGates<Vector<Real>> g{load(sums) + load(start), load(sums + W) + load(start + W),
-                            load(sums + 2 * W) + load(start + 2 * W), load(sums + 3 * W) + load(start + 3 * W)};
-  Vector<Real> c, h;
-  lstm_forward(g, load(row.c_prev + unit, lanes), c, h);
-  store(row.c + unit, c, lanes);
-  store(row.y + unit, h, lanes);
-  if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.i, g.f, g.g, g.o});
-}
+struct LstmForward {
+  template <class Real>
+  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row,
+                                     int64_t panel) {
+    constexpr int W = lanes_of<Real>;
+    const int64_t H = f.shape.H, unit = panel * W;
+    const Real* start = row.start + panel_offset<Real>(Cell::lstm, panel);
+    with_lanes<Real>(H - unit, [&](auto lanes) {
+      LstmGates<Vector<Real>> g{load(sums) + load(start), load(sums + W) + load(start + W),
+                                load(sums + 2 * W) + load(start + 2 * W), load(sums + 3 * W) + load(start + 3 * W)};
+      Vector<Real> c, h;
+      lstm_forward(g, load(row.c_prev + unit, lanes), c, h);
+      store(row.c + unit, c, lanes);
+      store(row.y + unit, h, lanes);
+      if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.i, g.f, g.g, g.o});
+    });
+  }
+};
 
 // The operands of one step's products: one entry an active row.
 template <class Real>
@@ -98,8 +107,8 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
   });
 }
 
-template <class Real>
-void forward_step(const Forward<Real>& f, const StepRows<Real>& step, ForwardFinish<Real> finish) {
+template <class Gates, class Real>
+void forward_step(const Forward<Real>& f, const StepRows<Real>& step) {
   constexpr int W = lanes_of<Real>;
   const Shape& s = f.shape;
   const int64_t H = s.H, I = s.I, panels = forward_panels<Real>(s.cell, H);
@@ -123,7 +132,7 @@ void forward_step(const Forward<Real>& f, const StepRows<Real>& step, ForwardFin
     } else {
       with_vectors(slots_of<Real>(s.cell, H, panel), [&](auto slots) { products(slots, slots, true); });
     }
-    for (int64_t k = 0; k < step.count; ++k) finish(f, step.sums[k], *step.rows[k], panel);
+    for (int64_t k = 0; k < step.count; ++k) Gates::finish(f, step.sums[k], *step.rows[k], panel);
   }
 }
 
@@ -164,9 +173,8 @@ void input_product(const Forward<Real>& f, int64_t first, int64_t last, int64_t 
   }
 }
 
-template <class Real>
-void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace,
-                  ForwardFinish<Real> finish) {
+template <class Gates, class Real>
+void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace) {
   const Shape& s = f.shape;
   const int64_t n = last - first, H = s.H, width = packed_width<Real>(s.cell, H);
   const int64_t blocks = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 0;
@@ -209,7 +217,7 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
         step.h[step.count] = row.h;
         step.rows[step.count++] = &row;
       }
-      forward_step(f, step, finish);
+      forward_step<Gates>(f, step);
       for (int64_t k = 0; k < step.count; ++k) {
         step.rows[k]->h = step.rows[k]->y;
         step.rows[k]->c_prev = step.rows[k]->c;
@@ -226,7 +234,8 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
 
 template <class Real>
 void forward(const Forward<Real>& f, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace) {
-  const ForwardFinish<Real> finish[] = {rnn_finish<Real, false>, rnn_finish<Real, true>, gru_finish<Real>,
-                                        lstm_finish<Real>};
-  forward_loop(f, first, last, steps_per_chunk, workspace, finish[int(f.shape.cell)]);
+  constexpr decltype(&forward<Real>) loops[] = {forward_loop<RnnForward<false>, Real>,
+                                                forward_loop<RnnForward<true>, Real>, forward_loop<GruForward, Real>,
+                                                forward_loop<LstmForward, Real>};
+  loops[int(f.shape.cell)](f, first, last, steps_per_chunk, workspace);
 }

@@ -31,6 +31,22 @@ FUSEDRNN_INLINE void store(Real* p, Vector<Real> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+  constexpr operator int() const { return Value; }
+};
+
+// Calls f with the lanes that a vector has where `left` elements are left: a constant where it is full.
+template <class Real, class F>
+FUSEDRNN_INLINE void with_lanes(int64_t left, F f) {
+  if (left >= lanes_of<Real>) {
+    f(Constant<lanes_of<Real>>{});
+  } else {
+    f(int(left));
+  }
+}
+
 template <class Real>
 FUSEDRNN_INLINE Vector<Real> load(const Real* p, int lanes) {
   if (lanes == lanes_of<Real>) return load(p);

@@ -31,11 +31,6 @@ FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Count], const Real* cons
   }
 }
 
-template <int Value>
-struct Constant {
-  static constexpr int value = Value;
-};
-
 // Cuts n rows into tiles of at most Most, as equal as can be, and calls f(Constant<size>, first row).
 template <int Most, class F>
 FUSEDRNN_INLINE void with_tile(int64_t size, int64_t first, F f) {
