@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -232,9 +234,17 @@ def run_torch(sample: Sample, dtype: torch.dtype) -> dict[str, Tensor] | None:
     return by_name | {name: p.grad for name, p in zip(names, net.parameters(), strict=True)}
 
 
-def errors_of(sample: Sample, backend: str, dtype: torch.dtype, draws: int) -> dict[str, list[Tensor]]:
-    """By name, over `draws` drawings of the sample: distances from float64 of the backend, of torch, and the values."""
-    found: dict[str, list[list[Tensor]]] = {}
+class Errors(NamedTuple):
+    """Distances from float64 of the backend and of torch, and the values themselves."""
+
+    ours: Tensor
+    theirs: Tensor
+    exact: Tensor
+
+
+def errors_of(sample: Sample, backend: str, dtype: torch.dtype, draws: int) -> dict[str, list[Errors]]:
+    """By name, one for each drawing of the sample."""
+    found: dict[str, list[Errors]] = {}
     for draw in range(draws):
         drawn = dataclasses.replace(sample, draw=draw)
         exact = run(drawn, "reference", torch.float64)
@@ -242,17 +252,27 @@ def errors_of(sample: Sample, backend: str, dtype: torch.dtype, draws: int) -> d
         assert ours.keys() == exact.keys() == theirs.keys()
         for name, want in exact.items():
             assert ours[name].shape == want.shape, f"{name}: {list(ours[name].shape)}, expected {list(want.shape)}"
-            row = found.setdefault(name, [[], [], []])
-            for column, values in zip(row, (ours[name] - want, theirs[name] - want, want), strict=True):
-                column.append(values.flatten())
-    return {name: [torch.cat(column) for column in row] for name, row in found.items()}
+            found.setdefault(name, []).append(Errors(ours[name] - want, theirs[name] - want, want))
+    return found
+
+
+def typical_ratio(drawn: list[Errors], dtype: torch.dtype) -> float:
+    """The error of a backend over that of torch, or over 2 eps of the scale where torch is exact: geometric mean over
+    drawings of root mean squares."""
+    found = []
+    for errors in drawn:
+        error, their_error, scale = (norm(t, "rms") for t in errors)
+        if error:
+            found.append(math.log(error / max(their_error, 2 * torch.finfo(dtype).eps * scale)))
+    return math.exp(sum(found) / max(len(found), 1))
 
 
 def assert_close_to_float64(sample: Sample, backend: str, dtype: torch.dtype, draws: int) -> None:
     """The rule of precision over all drawings: one tensor of 45 values, of which saturation leaves a few alive, has too
     few roundings."""
-    for name, (ours, theirs, exact) in errors_of(sample, backend, dtype, draws).items():
-        assert not (fault := excess(ours, theirs, exact, dtype)), f"{name}: {fault}"
+    for name, drawn in errors_of(sample, backend, dtype, draws).items():
+        pooled = (torch.cat([t.flatten() for t in column]) for column in zip(*drawn, strict=True))
+        assert not (fault := excess(*pooled, dtype)), f"{name}: {fault}"
 
 
 def excess(ours: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype) -> str:
@@ -264,16 +284,18 @@ def excess(ours: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype) -> s
     """
     if not exact.numel():
         return ""
-    for norm, wider in (("rms", 1), ("max", 2)):
-        error, their_error, scale = (_norm(t, norm) for t in (ours, theirs, exact))
+    for kind, wider in (("rms", 1), ("max", 2)):
+        error, their_error, scale = (norm(t, kind) for t in (ours, theirs, exact))
         allowed = wider * max(2 * their_error, 4 * torch.finfo(dtype).eps * scale)
         if not error <= allowed:
-            return f"{norm} error {error:.3g}, allowed {allowed:.3g}, torch's {their_error:.3g}"
+            return f"{kind} error {error:.3g}, allowed {allowed:.3g}, torch's {their_error:.3g}"
     return ""
 
 
-def _norm(values: Tensor, norm: str) -> float:
-    return float(values.abs().max() if norm == "max" else values.square().mean().sqrt())
+def norm(values: Tensor, kind: str) -> float:
+    if not values.numel():
+        return 0.0
+    return float(values.abs().max() if kind == "max" else values.square().mean().sqrt())
 
 
 def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], relative: float = 0.0) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import assert_equal, cases, errors_of, excess, run
+from problems import assert_close_to_float64, assert_equal, cases, errors_of, run, typical_ratio
 
 from fusedrnn import _extension, info
 from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_set, instruction_sets
@@ -42,11 +42,19 @@ def test_float64_equals_the_reference(forced, sample, backend):
 
 @pytest.mark.parametrize(("sample", "backend"), CPU)
 def test_float32_error_is_at_most_twice_that_of_torch(forced, sample, backend):
-    """Four times for the portable kernels: without fused multiply-adds, which torch has, products are rounded too."""
-    wider = 2 if forced == "portable" else 1
-    errors = errors_of(sample, backend, torch.float32, draws=12 if sample.saturating else 3)
-    for name, (ours, theirs, exact) in errors.items():
-        assert not (fault := excess(ours / wider, theirs, exact, torch.float32)), f"{name}: {fault}"
+    """Typically, that is drawing by drawing, where the portable kernels meet a chaotic network.
+
+    They have no fused multiply-add, so products are rounded too. Where K terms of size s cancel, as they do in a unit
+    that is not saturated, their partial sums have a mean square of s^2 K / 6, and K more roundings at s make the error
+    sqrt(1 + 6 / K) times that of torch: 1.4 for the K = 7 of the saturating samples. But their networks are chaotic:
+    over all drawings at once the few that amplify an error most decide, and there two computations of equal quality
+    differ by more than a factor of two, unless, like the other kernels, they share torch's order and so its roundings.
+    """
+    draws = 12 if sample.saturating else 3
+    if forced != "portable" or not sample.saturating:
+        return assert_close_to_float64(sample, backend, torch.float32, draws)
+    for name, drawn in errors_of(sample, backend, torch.float32, draws).items():
+        assert typical_ratio(drawn, torch.float32) <= 2, name
 
 
 @pytest.mark.parametrize(("sample", "backend"), THREADED)

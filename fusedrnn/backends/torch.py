@@ -7,7 +7,7 @@ oneDNN and the flattened weights for cuDNN. Both libraries scribble on the bytes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ class _OneDnn:
             _like_rows(call, ys[0] if call.D == 1 else torch.cat(ys, -1)),
             torch.stack(hs),
             c_n,
-            torch.stack(workspaces) if train else c_n.new_empty(0),
+            _stacked(workspaces) if train else c_n.new_empty(0),
             c_n.clone() if train else c_n.new_empty(0),
         )
 
@@ -148,6 +148,11 @@ class _OneDnn:
             dc0.append(one_dc0)
             weights += [dw_ih, dw_hh, *((db_ih, db_hh.clone()) if biased else (None, None)), None]
         return [_like_rows(call, dx[0] if call.D == 1 else dx[0] + dx[1]), torch.stack(dh0), torch.stack(dc0), *weights]
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.stack, without a copy of one alone."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tuple(tensors))
 
 
 def _of_direction(d: int, own: slice, dy, dh_n, dc_n) -> tuple[Tensor | None, ...]:
