@@ -1,8 +1,9 @@
 // Registers the private kernel ops through torch's stable ABI and re-checks what memory safety needs. With gradients.h
 // the only file in csrc that knows torch. One call runs one layer.
 //
-// Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier and its bits do not
-// depend on the number of threads. The sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
+// Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier. Where there are more
+// threads than rows they share rows, each with hidden units of its own, and meet after every step. Either way the bits do
+// not depend on the number of threads. The sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
@@ -32,6 +33,7 @@ constexpr int64_t pre_rows = 96;           // ... but so many rows at least: eve
 constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps
 constexpr int64_t unpacked_rows = 3;       // fewer uses of the weights than this do not pay for packing them
 constexpr int64_t least_work = 1 << 16;    // multiply-adds worth a second thread
+constexpr int64_t least_step = 1 << 14;    // multiply-adds of a step worth meeting after it
 
 enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_count };
 
@@ -85,8 +87,25 @@ int64_t threads_for(int64_t work, int64_t pieces) {
 template <class F>
 void in_pieces(int64_t n, int64_t threads, const F& f) {
   if (threads <= 1) return f(0, n);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) f(n * k / threads, n * (k + 1) / threads);
+  torch::stable::parallel_for(0, threads, 1,
+                              [&](int64_t begin, int64_t end) { f(n * begin / threads, n * end / threads); });
+}
+
+// f(share) for all B rows and all their units, which come in `panels`. row_work: multiply-adds of a row's step.
+template <class F>
+void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
+  constexpr int64_t line = 64 / int64_t(sizeof(int64_t));
+  const int64_t threads = threads_for(row_work * s.B * s.T, s.B * panels),
+                groups = std::clamp<int64_t>(s.B, 1, threads);
+  const int64_t most = std::min(panels, row_work * (s.B / groups) / least_step);
+  const int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
+  std::vector<int64_t> arrived(groups * line);
+  in_pieces(groups * pieces, groups * pieces, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin / pieces; group * pieces < end; ++group) {
+      const int64_t before = group * pieces;
+      f(Share{s.B * group / groups, s.B * (group + 1) / groups, std::max(begin - before, int64_t(0)),
+              std::min(end - before, pieces), pieces, arrived.data() + group * line});
+    }
   });
 }
 
@@ -126,7 +145,6 @@ void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Ten
   check_optional(cells, "cells", {at.D, R, H}, type);
 
   const int64_t width = kernels.packed_width(s.cell, H), panels = kernels.forward_panels(s.cell, H);
-  const int64_t work = R * width * (H + (tokens ? 0 : I));
   const bool pack = R > unpacked_rows;
   Buffer<Real> packed_hh(pack ? width * H : 0), packed_ih(pack && !tokens ? width * I : 0), bias(width), bias_hn(width);
   Forward<Real> f{};
@@ -165,14 +183,14 @@ void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Ten
               [&](int64_t first, int64_t last) { kernels.token_rows(f, table.get(), first, last); });
     f.table = table.get();
   }
-  in_pieces(B, threads_for(work, B), [&](int64_t first, int64_t last) {
-    const int64_t per_step = (last - first) * width;
+  in_shares(s, width * (H + (tokens ? 0 : I)), panels, [&](const Share& share) {
+    const int64_t rows = share.last - share.first, per_step = rows * width;
     const bool direct = f.concat || f.table;
     const int64_t fit = pre_bytes / std::max<int64_t>(1, per_step * int64_t(sizeof(Real)));
-    const int64_t fill = pre_rows / std::max<int64_t>(1, last - first);
+    const int64_t fill = pre_rows / std::max<int64_t>(1, rows);
     const int64_t steps = std::clamp<int64_t>(std::max(fit, fill), 1, std::max<int64_t>(1, s.T));
     Buffer<Real> workspace(direct ? 0 : steps * per_step);
-    kernels.forward(f, first, last, direct ? s.T : steps, workspace.get());
+    kernels.forward(f, share, direct ? s.T : steps, workspace.get());
   });
 }
 

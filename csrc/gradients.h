@@ -216,7 +216,8 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const int64_t threads = threads_for(R * G * H * H, B);
   for (int64_t end = T; end > 0; end -= std::min(end, steps_per_chunk)) {
     const int64_t begin = std::max<int64_t>(0, end - steps_per_chunk);
-    in_pieces(B, threads, [&](int64_t first, int64_t last) { kernels.backward(f, first, last, begin, end); });
+    in_shares(s, G * H * H, kernels.backward_panels(H),
+              [&](const Share& share) { kernels.backward(f, share, begin, end); });
 
     const int64_t t0 = s.reverse ? T - end : begin, t1 = s.reverse ? T - begin : end;
     const int64_t row0 = row_number(s, t0, 0), count = (t1 < T ? row_number(s, t1, 0) : R) - row0;

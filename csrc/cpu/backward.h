@@ -90,13 +90,13 @@ struct BackwardStep {
 };
 
 template <class Gates, class Real>
-void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step) {
+void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Panels own) {
   constexpr int W = lanes_of<Real>;
-  const int64_t H = f.shape.H, K = gates_of(f.shape.cell) * H, panels = backward_panels<Real>(H);
+  const int64_t H = f.shape.H, K = gates_of(f.shape.cell) * H;
   const bool gru = f.shape.cell == Cell::gru;
   bool any = false;
   for (int64_t k = 0; k < step.count; ++k) any |= step.rows[k]->next != nullptr;
-  for (int64_t panel = 0; panel < panels; ++panel) {
+  for (int64_t panel = own.first; panel < own.last; ++panel) {
     const int vectors = vectors_in<Real>(panel, H);
     const int64_t first = panel * vectors_per_panel * W, stride = f.packed ? vectors * W : H;
     const Real* w = f.w_hh + first * (f.packed ? K : 1);
@@ -128,9 +128,11 @@ void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step) {
 }
 
 template <class Gates, class Real>
-void backward_loop(const Backward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end) {
+void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, int64_t end) {
   const Shape& s = f.shape;
-  const int64_t n = last - first, H = s.H, blocks = blocks_of(s.cell), back = s.reverse ? 1 : -1;
+  const int64_t first = share.first, last = share.last, n = last - first;
+  const int64_t H = s.H, blocks = blocks_of(s.cell), back = s.reverse ? 1 : -1;
+  const Panels own = panels_of(share, backward_panels<Real>(H));
   const int64_t lowest = s.reverse ? step_at(s, end - 1) : step_at(s, begin);
   const int64_t first_row = row_number(s, lowest, 0);
   auto* rows = new BackwardRow<Real>[n];
@@ -148,7 +150,7 @@ void backward_loop(const Backward<Real>& f, int64_t first, int64_t last, int64_t
     for (int64_t b = first; b < last; ++b) {
       BackwardRow<Real>& row = rows[b - first];
       if (t >= length_of(s, b)) {
-        if (!s.row_offsets) {
+        if (share.leads() && !s.row_offsets) {
           zero(f.dgates + (row_number(s, t, b) - first_row) * f.dgates_stride, blocks * H);
           if (f.h_prev) zero(f.h_prev + (row_number(s, t, b) - first_row) * f.h_prev_stride, H);
         }
@@ -165,13 +167,14 @@ void backward_loop(const Backward<Real>& f, int64_t first, int64_t last, int64_t
       }
       row.saved = f.saved ? f.saved + number * blocks * H : nullptr;
       row.dgates = f.dgates + (number - first_row) * f.dgates_stride;
-      if (f.h_prev) copy(f.h_prev + (number - first_row) * f.h_prev_stride, row.h_prev, H);
+      if (share.leads() && f.h_prev) copy(f.h_prev + (number - first_row) * f.h_prev_stride, row.h_prev, H);
       step.rows[step.count++] = &row;
     }
-    backward_step<Gates>(f, step);
+    backward_step<Gates>(f, step, own);
+    meet(share, end - position);
     for (int64_t k = 0; k < step.count; ++k) step.rows[k]->next = step.rows[k]->dgates;
   }
-  for (int64_t b = first; b < last; ++b) {
+  for (int64_t b = first; share.leads() && b < last; ++b) {
     const Real* next = rows[b - first].next;
     Real* carried = f.carried + b * blocks * H;
     if (next && next != carried) copy(carried, next, blocks * H);
@@ -181,11 +184,11 @@ void backward_loop(const Backward<Real>& f, int64_t first, int64_t last, int64_t
 }
 
 template <class Real>
-void backward(const Backward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end) {
+void backward(const Backward<Real>& f, const Share& share, int64_t begin, int64_t end) {
   constexpr decltype(&backward<Real>) loops[] = {backward_loop<RnnBackward<false>, Real>,
                                                  backward_loop<RnnBackward<true>, Real>,
                                                  backward_loop<GruBackward, Real>, backward_loop<LstmBackward, Real>};
-  loops[int(f.shape.cell)](f, first, last, begin, end);
+  loops[int(f.shape.cell)](f, share, begin, end);
 }
 
 template <class Real>
@@ -202,6 +205,6 @@ void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real*
     row.dgates = dh0 + b * H;
     step.rows[b - first] = &row;
   }
-  backward_step<InitialState>(f, step);
+  backward_step<InitialState>(f, step, {0, backward_panels<Real>(H)});
   delete[] rows;
 }

@@ -1,7 +1,7 @@
 // The forward time loop. Included inside the namespace of a variant.
 //
-// A thread owns batch rows [first, last) and runs all T steps on them: no other thread reads what it writes, so there is
-// no barrier. Steps outside, panels inside them, tiles of rows innermost: a panel's weights are used by every row while
+// A thread owns batch rows and runs all T steps on them: no other thread reads what it writes, so there is no barrier.
+// Only where there are fewer rows than threads do some share rows and meet after each step. Steps outside, panels inside them, tiles of rows innermost: a panel's weights are used by every row while
 // they are in cache. `start` is added to the products last: a sum of K small products that began at a large value would
 // be rounded K times at that value's size.
 
@@ -108,12 +108,12 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
 }
 
 template <class Gates, class Real>
-void forward_step(const Forward<Real>& f, const StepRows<Real>& step) {
+void forward_step(const Forward<Real>& f, const StepRows<Real>& step, Panels own) {
   constexpr int W = lanes_of<Real>;
   const Shape& s = f.shape;
-  const int64_t H = s.H, I = s.I, panels = forward_panels<Real>(s.cell, H);
+  const int64_t H = s.H, I = s.I;
   if (step.count == 0) return;
-  for (int64_t panel = 0; panel < panels; ++panel) {
+  for (int64_t panel = own.first; panel < own.last; ++panel) {
     const int64_t at = panel_offset<Real>(s.cell, panel);
     const auto products = [&](auto input, auto hidden, bool fresh) {
       using Input = decltype(input);
@@ -138,10 +138,11 @@ void forward_step(const Forward<Real>& f, const StepRows<Real>& step) {
 
 // x W_ih + b of the rows of steps [begin, end), into `pre`; inactive rows are left out.
 template <class Real>
-void input_product(const Forward<Real>& f, int64_t first, int64_t last, int64_t begin, int64_t end, Real* pre,
+void input_product(const Forward<Real>& f, const Share& share, Panels own, int64_t begin, int64_t end, Real* pre,
                    const Real** x, Real** out) {
   const Shape& s = f.shape;
-  const int64_t width = packed_width<Real>(s.cell, s.H), panels = forward_panels<Real>(s.cell, s.H);
+  const int64_t first = share.first, last = share.last, width = packed_width<Real>(s.cell, s.H);
+  const int64_t start_of_own = panel_offset<Real>(s.cell, own.first);
   int64_t count = 0;
   for (int64_t position = begin; position < end; ++position) {
     const int64_t t = step_at(s, position);
@@ -152,13 +153,13 @@ void input_product(const Forward<Real>& f, int64_t first, int64_t last, int64_t 
         token_row(f, *row_at(s, f.tokens, t, b), start);
       } else {
         copy(start, f.bias, width);
-        out[count] = start;
+        out[count] = start + start_of_own;
         x[count++] = row_at(s, f.x, t, b);
       }
     }
   }
   if (count == 0) return;
-  for (int64_t panel = 0; panel < panels; ++panel) {
+  for (int64_t panel = own.first; panel < own.last; ++panel) {
     const int slots = slots_of<Real>(s.cell, s.H, panel);
     if (f.packed_ih) {
       const Real* w = f.packed_ih + s.I * panel_offset<Real>(s.cell, panel);
@@ -174,9 +175,11 @@ void input_product(const Forward<Real>& f, int64_t first, int64_t last, int64_t 
 }
 
 template <class Gates, class Real>
-void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace) {
+void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Real* workspace) {
   const Shape& s = f.shape;
-  const int64_t n = last - first, H = s.H, width = packed_width<Real>(s.cell, H);
+  const int64_t first = share.first, last = share.last, n = last - first, H = s.H;
+  const int64_t width = packed_width<Real>(s.cell, H);
+  const Panels own = panels_of(share, forward_panels<Real>(s.cell, H));
   const int64_t blocks = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 0;
   const bool direct = f.concat || f.table;  // nothing to prepare per chunk
   auto* rows = new ForwardRow<Real>[n];
@@ -192,14 +195,14 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
   }
   for (int64_t begin = 0; begin < s.T; begin += steps_per_chunk) {
     const int64_t end = minimum(s.T, begin + steps_per_chunk);
-    if (!direct) input_product(f, first, last, begin, end, workspace, chunk.x, chunk.sums);
+    if (!direct) input_product(f, share, own, begin, end, workspace, chunk.x, chunk.sums);
     for (int64_t position = begin; position < end; ++position) {
       const int64_t t = step_at(s, position);
       step.count = 0;
       for (int64_t b = first; b < last; ++b) {
         ForwardRow<Real>& row = rows[b - first];
         if (t >= length_of(s, b)) {
-          if (!s.row_offsets) zero(row_at(s, f.y, t, b), H);
+          if (share.leads() && !s.row_offsets) zero(row_at(s, f.y, t, b), H);
           continue;
         }
         const int64_t number = row_number(s, t, b);
@@ -217,14 +220,15 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
         step.h[step.count] = row.h;
         step.rows[step.count++] = &row;
       }
-      forward_step<Gates>(f, step);
+      forward_step<Gates>(f, step, own);
+      meet(share, position + 1);
       for (int64_t k = 0; k < step.count; ++k) {
         step.rows[k]->h = step.rows[k]->y;
         step.rows[k]->c_prev = step.rows[k]->c;
       }
     }
   }
-  for (int64_t b = first; b < last; ++b) {
+  for (int64_t b = first; share.leads() && b < last; ++b) {
     copy(f.h_n + b * H, rows[b - first].h, H);
     if (f.c_n && rows[b - first].c_prev != f.c_n + b * H) copy(f.c_n + b * H, rows[b - first].c_prev, H);
   }
@@ -233,9 +237,9 @@ void forward_loop(const Forward<Real>& f, int64_t first, int64_t last, int64_t s
 }
 
 template <class Real>
-void forward(const Forward<Real>& f, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace) {
+void forward(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Real* workspace) {
   constexpr decltype(&forward<Real>) loops[] = {forward_loop<RnnForward<false>, Real>,
                                                 forward_loop<RnnForward<true>, Real>, forward_loop<GruForward, Real>,
                                                 forward_loop<LstmForward, Real>};
-  loops[int(f.shape.cell)](f, first, last, steps_per_chunk, workspace);
+  loops[int(f.shape.cell)](f, share, steps_per_chunk, workspace);
 }

@@ -94,6 +94,16 @@ struct Backward {
   const Real** next;  // [B]: dgates of the step processed before this one, null before the first
 };
 
+// What one thread does: all steps of batch rows [first, last), and of their hidden units pieces [piece, end) of `pieces`.
+// Threads that share rows add the pieces they are done with to *arrived after each step, and wait for the others there.
+// The one with piece 0 leads: it also does what there is to do once a row.
+struct Share {
+  int64_t first, last, piece, end, pieces;
+  int64_t* arrived;
+
+  bool leads() const { return piece == 0; }
+};
+
 // Everything one instruction set offers. Panels are blocks of hidden units whose weights lie together.
 template <class Real>
 struct Kernels {
@@ -107,10 +117,10 @@ struct Kernels {
   void (*pack_backward)(const Real* w, int64_t gates_times_H, int64_t H, Real* packed, int64_t first, int64_t last);
   void (*pack_bias)(Cell, const Real* b_ih, const Real* b_hh, int64_t H, Real* bias, Real* bias_hn);
   void (*token_rows)(const Forward<Real>&, Real* table, int64_t first, int64_t last);
-  // All steps of batch rows [first, last). workspace holds steps_per_chunk * (last - first) * packed_width elements.
-  void (*forward)(const Forward<Real>&, int64_t first, int64_t last, int64_t steps_per_chunk, Real* workspace);
-  // Steps [begin, end) in order of processing (counted as forward walks them), last to first, of batch rows [first, last).
-  void (*backward)(const Backward<Real>&, int64_t first, int64_t last, int64_t begin, int64_t end);
+  // All steps. workspace holds steps_per_chunk * rows * packed_width elements.
+  void (*forward)(const Forward<Real>&, const Share&, int64_t steps_per_chunk, Real* workspace);
+  // Steps [begin, end) in order of processing (counted as forward walks them), last to first.
+  void (*backward)(const Backward<Real>&, const Share&, int64_t begin, int64_t end);
   // After the last chunk: dh0 [B, H] of batch rows [first, last).
   void (*backward_finish)(const Backward<Real>&, int64_t first, int64_t last, Real* dh0);
 };

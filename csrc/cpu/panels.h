@@ -31,6 +31,25 @@ int64_t packed_width(Cell cell, int64_t H) {
   return gates_of(cell) * padded_units<Real>(H);
 }
 
+struct Panels {
+  int64_t first, last;
+};
+
+FUSEDRNN_INLINE Panels panels_of(const Share& share, int64_t panels) {
+  return {panels * share.piece / share.pieces, panels * share.end / share.pieces};
+}
+
+// Waits until every piece has been through `steps` steps. Whoever is waited for may need this processor.
+FUSEDRNN_INLINE void meet(const Share& share, int64_t steps) {
+  constexpr int patience = 1 << 12;
+  if (share.end - share.piece == share.pieces) return;
+  __atomic_fetch_add(share.arrived, share.end - share.piece, __ATOMIC_ACQ_REL);
+  for (int spins = 0; __atomic_load_n(share.arrived, __ATOMIC_ACQUIRE) < steps * share.pieces; ++spins) {
+    if (spins >= patience) sched_yield();
+    spin_hint();
+  }
+}
+
 template <class Real>
 int64_t backward_panels(int64_t H) {
   return ceil_div(vectors_of<Real>(H), vectors_per_panel);

@@ -87,6 +87,14 @@ FUSEDRNN_INLINE void keep_in_register([[maybe_unused]] V& v) {
 #endif
 }
 
+FUSEDRNN_INLINE void spin_hint() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 #if defined(__AVX512F__)
 FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return _mm512_fmadd_ps(a, b, c); }
 FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return _mm512_fmadd_pd(a, b, c); }

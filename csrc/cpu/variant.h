@@ -1,6 +1,8 @@
 // One instruction set. The including .cpp defines FUSEDRNN_VARIANT (its namespace), FUSEDRNN_VECTOR_BYTES and
 // FUSEDRNN_TILE_ROWS: the rows of a tile of four accumulators each, as many as leave registers for the weights and one
 // broadcast.
+#include <sched.h>
+
 #include <cstdint>
 
 #if defined(__x86_64__)

@@ -1,0 +1,80 @@
+"""More threads than rows: threads share rows, each with hidden units of its own, and meet after every step."""
+
+import threading
+
+import pytest
+import torch
+from problems import Sample, assert_equal, run
+
+from fusedrnn import _extension
+from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_sets
+
+pytestmark = pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
+
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+SIZES = dict(T=9, I=20, H=203)  # every cell's step is worth a meeting, and units do not fill the last vector
+SAMPLES = [
+    *(Sample(cell, **SIZES, B=1, schedule=schedule) for cell in CELLS for schedule in ("concat", "hoisted")),
+    *(Sample(cell, **SIZES, B=2, lengths="given") for cell in CELLS),
+    *(Sample(cell, **SIZES, B=3, lengths="packed", D=2) for cell in CELLS),
+    *(Sample(cell, **SIZES, B=1, tokens=True, reverse=True) for cell in CELLS),
+    Sample("lstm", T=300, B=1, I=20, H=203),  # more than one chunk of the input product
+    Sample("gru", T=2500, B=1, I=3, H=203),  # and of dgates
+]
+LOOPS = ("y", "h_n", "c_n", "dh0", "dc0")  # what the kernels write; sums over rows are torch's products
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    threads, usual = torch.get_num_threads(), torch.ops.fusedrnn_cpu.isa()
+    yield
+    torch.set_num_threads(threads)
+    torch.ops.fusedrnn_cpu.set_isa(usual)
+
+
+def results(sample: Sample, threads: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(threads)
+    return {name: t for name, t in run(sample, "cpu", dtype).items() if name in LOOPS}
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_bits_do_not_depend_on_who_shares(sample, instruction_set):
+    if instruction_set not in instruction_sets():
+        pytest.skip(f"no {instruction_set} in this processor or this build")
+    torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(instruction_set))
+    alone = results(sample, 1)
+    for threads in (2, 3, 5, 8):
+        assert_equal(results(sample, threads), alone)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_float64_equals_the_reference(sample):
+    torch.set_num_threads(4)
+    want = run(sample, "reference", torch.float64)
+    assert_equal(run(sample, "cpu", torch.float64), want, 1e-12)
+
+
+@pytest.mark.parametrize("sample", SAMPLES[:8:2], ids=str)
+def test_bits_repeat(sample):
+    alone = results(sample, 1)
+    for _ in range(50):
+        assert_equal(results(sample, 4), alone)
+
+
+def test_calls_at_the_same_time_end():
+    """From several threads of Python, each with a team of its own: more threads than processors wait for each other."""
+    sample = SAMPLES[0]
+    alone, found = results(sample, 1), []
+
+    def call() -> None:
+        found.append([results(sample, 4) for _ in range(5)])
+
+    callers = [threading.Thread(target=call, daemon=True) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+        assert not caller.is_alive()
+    for got in (got for several in found for got in several):
+        assert_equal(got, alone)
