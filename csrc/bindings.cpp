@@ -12,6 +12,8 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -91,22 +93,35 @@ void in_pieces(int64_t n, int64_t threads, const F& f) {
                               [&](int64_t begin, int64_t end) { f(n * begin / threads, n * end / threads); });
 }
 
+// Calls still to run without sharing rows, since one in which threads waited for a processor more than they worked.
+std::atomic<int64_t> calls_apart = 0;
+constexpr int64_t apart_for = 1000;
+
 // f(share) for all B rows and all their units, which come in `panels`. row_work: multiply-adds of a row's step.
 template <class F>
 void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
-  constexpr int64_t line = 64 / int64_t(sizeof(int64_t));
   const int64_t threads = threads_for(row_work * s.B * s.T, s.B * panels),
                 groups = std::clamp<int64_t>(s.B, 1, threads);
   const int64_t most = std::min(panels, row_work * (s.B / groups) / least_step);
-  const int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
-  std::vector<int64_t> arrived(groups * line);
+  int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
+  if (pieces > 1 && calls_apart.load(std::memory_order_relaxed) > 0) {
+    calls_apart.fetch_sub(1, std::memory_order_relaxed);
+    pieces = 1;
+  }
+  std::vector<Meeting> meetings(groups);
+  const auto start = std::chrono::steady_clock::now();
   in_pieces(groups * pieces, groups * pieces, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin / pieces; group * pieces < end; ++group) {
       const int64_t before = group * pieces;
       f(Share{s.B * group / groups, s.B * (group + 1) / groups, std::max(begin - before, int64_t(0)),
-              std::min(end - before, pieces), pieces, arrived.data() + group * line});
+              std::min(end - before, pieces), pieces, &meetings[group]});
     }
   });
+  if (pieces == 1) return;
+  const int64_t spent = std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+  for (const Meeting& meeting : meetings) {
+    if (meeting.nanoseconds > spent * pieces / 4) calls_apart.store(apart_for, std::memory_order_relaxed);
+  }
 }
 
 // Direction d of the D of a layer.

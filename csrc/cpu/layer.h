@@ -94,12 +94,17 @@ struct Backward {
   const Real** next;  // [B]: dgates of the step processed before this one, null before the first
 };
 
+// Where threads that share rows wait for each other.
+struct alignas(64) Meeting {
+  int64_t arrived;      // pieces that are through a step, over all steps
+  int64_t nanoseconds;  // waited in vain, over all threads: a step is over in less than what does not count
+};
+
 // What one thread does: all steps of batch rows [first, last), and of their hidden units pieces [piece, end) of `pieces`.
-// Threads that share rows add the pieces they are done with to *arrived after each step, and wait for the others there.
-// The one with piece 0 leads: it also does what there is to do once a row.
+// The thread with piece 0 leads: it also does what there is to do once a row.
 struct Share {
   int64_t first, last, piece, end, pieces;
-  int64_t* arrived;
+  Meeting* meeting;
 
   bool leads() const { return piece == 0; }
 };

@@ -39,15 +39,26 @@ FUSEDRNN_INLINE Panels panels_of(const Share& share, int64_t panels) {
   return {panels * share.piece / share.pieces, panels * share.end / share.pieces};
 }
 
-// Waits until every piece has been through `steps` steps. Whoever is waited for may need this processor.
+// Nanoseconds since some time.
+inline int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
+// Waits until every piece is through `steps` steps. Whoever is late may be waiting for this processor.
 FUSEDRNN_INLINE void meet(const Share& share, int64_t steps) {
-  constexpr int patience = 1 << 12;
+  constexpr int patience = 512;
   if (share.end - share.piece == share.pieces) return;
-  __atomic_fetch_add(share.arrived, share.end - share.piece, __ATOMIC_ACQ_REL);
-  for (int spins = 0; __atomic_load_n(share.arrived, __ATOMIC_ACQUIRE) < steps * share.pieces; ++spins) {
-    if (spins >= patience) sched_yield();
-    spin_hint();
-  }
+  const auto missing = [&] {
+    return __atomic_load_n(&share.meeting->arrived, __ATOMIC_ACQUIRE) < steps * share.pieces;
+  };
+  __atomic_fetch_add(&share.meeting->arrived, share.end - share.piece, __ATOMIC_ACQ_REL);
+  for (int spins = 0; spins < patience && missing(); ++spins) spin_hint();
+  if (!missing()) return;
+  const int64_t since = nanoseconds();
+  while (missing()) sched_yield();
+  __atomic_fetch_add(&share.meeting->nanoseconds, nanoseconds() - since, __ATOMIC_RELAXED);
 }
 
 template <class Real>
