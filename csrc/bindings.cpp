@@ -34,8 +34,6 @@ constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per th
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps
 constexpr int64_t unpacked_rows = 3;       // fewer uses of the weights than this do not pay for packing them
-constexpr int64_t least_work = 1 << 16;    // multiply-adds worth a second thread
-constexpr int64_t least_step = 1 << 14;    // multiply-adds of a step worth meeting after it
 
 enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_count };
 
@@ -79,50 +77,9 @@ void set_isa(int64_t isa) {
 }
 
 #include "operands.h"
+#include "threads.h"
 
-int64_t threads_for(int64_t work, int64_t pieces) {
-  const int64_t wanted = std::max<int64_t>(1, work / least_work);
-  return std::min({int64_t(torch::stable::get_num_threads()), wanted, std::max<int64_t>(1, pieces)});
-}
-
-// f(first, last) over [0, n) in `threads` pieces.
-template <class F>
-void in_pieces(int64_t n, int64_t threads, const F& f) {
-  if (threads <= 1) return f(0, n);
-  torch::stable::parallel_for(0, threads, 1,
-                              [&](int64_t begin, int64_t end) { f(n * begin / threads, n * end / threads); });
-}
-
-// Calls still to run without sharing rows, since one in which threads waited for a processor more than they worked.
-std::atomic<int64_t> calls_apart = 0;
-constexpr int64_t apart_for = 1000;
-
-// f(share) for all B rows and all their units, which come in `panels`. row_work: multiply-adds of a row's step.
-template <class F>
-void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
-  const int64_t threads = threads_for(row_work * s.B * s.T, s.B * panels),
-                groups = std::clamp<int64_t>(s.B, 1, threads);
-  const int64_t most = std::min(panels, row_work * (s.B / groups) / least_step);
-  int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
-  if (pieces > 1 && calls_apart.load(std::memory_order_relaxed) > 0) {
-    calls_apart.fetch_sub(1, std::memory_order_relaxed);
-    pieces = 1;
-  }
-  std::vector<Meeting> meetings(groups);
-  const auto start = std::chrono::steady_clock::now();
-  in_pieces(groups * pieces, groups * pieces, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin / pieces; group * pieces < end; ++group) {
-      const int64_t before = group * pieces;
-      f(Share{s.B * group / groups, s.B * (group + 1) / groups, std::max(begin - before, int64_t(0)),
-              std::min(end - before, pieces), pieces, &meetings[group]});
-    }
-  });
-  if (pieces == 1) return;
-  const int64_t spent = std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
-  for (const Meeting& meeting : meetings) {
-    if (meeting.nanoseconds > spent * pieces / 4) calls_apart.store(apart_for, std::memory_order_relaxed);
-  }
-}
+void share_rows_always(bool always) { sharing.always = always; }
 
 // Direction d of the D of a layer.
 struct Direction {
@@ -323,6 +280,7 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("isas() -> int");
   m.def("isa() -> int");
   m.def("set_isa(int isa) -> ()");
+  m.def("share_rows_always(bool always) -> ()");
   m.def("forward(" FORWARD_INPUTS
         ", bool batch_first, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
         "Tensor cells)");
@@ -344,6 +302,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
   m.impl("isas", TORCH_BOX(&isas));
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("set_isa", TORCH_BOX(&set_isa));
+  m.impl("share_rows_always", TORCH_BOX(&share_rows_always));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CPU, m) {

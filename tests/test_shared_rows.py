@@ -27,7 +27,9 @@ LOOPS = ("y", "h_n", "c_n", "dh0", "dc0")  # what the kernels write; sums over r
 @pytest.fixture(autouse=True)
 def restored():
     threads, usual = torch.get_num_threads(), torch.ops.fusedrnn_cpu.isa()
+    torch.ops.fusedrnn_cpu.share_rows_always(True)  # also with more threads than processors
     yield
+    torch.ops.fusedrnn_cpu.share_rows_always(False)
     torch.set_num_threads(threads)
     torch.ops.fusedrnn_cpu.set_isa(usual)
 
@@ -62,8 +64,10 @@ def test_bits_repeat(sample):
         assert_equal(results(sample, 4), alone)
 
 
-def test_calls_at_the_same_time_end():
+@pytest.mark.parametrize("always", [True, False])
+def test_calls_at_the_same_time_end(always):
     """From several threads of Python, each with a team of its own: more threads than processors wait for each other."""
+    torch.ops.fusedrnn_cpu.share_rows_always(always)
     sample = SAMPLES[0]
     alone, found = results(sample, 1), []
 
