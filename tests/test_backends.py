@@ -1,5 +1,9 @@
 """Every backend against the reference in float64, and against itself: bits, threads, schedules, memory."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from problems import (
@@ -200,6 +204,14 @@ def test_auto_follows_use_backend_and_the_environment(monkeypatch):
         select(problem)
     with pytest.raises(ValueError, match="expected one of"), use_backend("fastest"):
         pass
+
+
+def test_the_environment_is_read_on_import():
+    program = "import fusedrnn; print(fusedrnn.dispatch.requested('auto'))"
+    for name in ("", "reference", "abacus"):  # an unknown name is an error where it is used, not here
+        environment = {**os.environ, "FUSEDRNN_BACKEND": name}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (f"{name or 'auto'}\n", "")
 
 
 def test_explain_names_the_backend_the_schedule_and_the_reasons():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fusedrnn import dispatch
 from fusedrnn.lm import (
     ConfigError,
     CorpusError,
@@ -125,7 +126,7 @@ def test_short_run_learns(timemachine):
 def test_unknown_backend(small, monkeypatch):
     with pytest.raises(ConfigError, match="abacus"):
         Trainer(dataclasses.replace(SMALL, backend="abacus"), small)
-    monkeypatch.setenv("FUSEDRNN_BACKEND", "abacus")
+    monkeypatch.setattr(dispatch, "_environment", "abacus")
     with pytest.raises(ConfigError, match="abacus"):
         Trainer(SMALL, small)
 
