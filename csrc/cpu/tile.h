@@ -9,13 +9,14 @@ struct Slots {
   static constexpr int tile_rows = count == 3 ? FUSEDRNN_TILE_ROWS * 4 / 3 : FUSEDRNN_TILE_ROWS;
 };
 
-// acc[r][a] += sum over k of in[r][k] * w[k][a], k ascending.
+// acc[r][a] += sum over k of in[r][k] * w[k][a], k ascending. `ahead` is asked for on the way, one line each k.
 template <class Real, int Tile, int Count>
 FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Count], const Real* const (&in)[Tile], int64_t K, const Real* w,
-                              int64_t stride) {
+                              int64_t stride, const Real* ahead, int64_t ahead_stride) {
   constexpr int W = lanes_of<Real>;
 #pragma GCC unroll 1
-  for (int64_t k = 0; k < K; ++k, w += stride) {
+  for (int64_t k = 0; k < K; ++k, w += stride, ahead += ahead_stride) {
+    __builtin_prefetch(ahead, 0, 2);
     Vector<Real> weights[Count];
 #pragma GCC unroll 4
     for (int a = 0; a < Count; ++a) {
@@ -63,6 +64,9 @@ __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, 
                                           int64_t stride, bool fresh, Real* const* out) {
   constexpr int W = lanes_of<Real>;
   constexpr int64_t block = (16 << 10) / (S::count * FUSEDRNN_VECTOR_BYTES);
+  // While tiles use a block, the processor sees no reason to fetch the next one: each tile asks for its part of it. One or
+  // two tiles are through before it could come.
+  const bool asks = count > 2 * S::tile_rows;
   for (int64_t k = 0; k < K; k += block) {
     for_tiles<S::tile_rows>(count, [&](auto tile, int64_t first) {
       constexpr int Tile = decltype(tile)::value;
@@ -70,7 +74,10 @@ __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, 
       const Real* x[Tile];
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) x[r] = in[first + r] + k;
-      multiply<Real>(acc, x, minimum(block, K - k), w + k * stride, stride);
+      const int64_t now = minimum(block, K - k);
+      const Real* here = w + k * stride;
+      const Real* ahead = asks ? here + now * (stride + stride * first / count) : here;
+      multiply<Real>(acc, x, now, here, stride, ahead, asks ? stride * Tile / count : 0);
       const bool add = !fresh || k > 0;
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) {
