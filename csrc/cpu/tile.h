@@ -9,14 +9,14 @@ struct Slots {
   static constexpr int tile_rows = count == 3 ? FUSEDRNN_TILE_ROWS * 4 / 3 : FUSEDRNN_TILE_ROWS;
 };
 
-// acc[r][a] += sum over k of in[r][k] * w[k][a], k ascending. `ahead` is asked for on the way, one line each k.
-template <class Real, int Tile, int Count>
+// acc[r][a] += sum over k of in[r][k] * w[k][a], k ascending. Where it asks, then for `ahead`, a line each k.
+template <bool Asks, class Real, int Tile, int Count>
 FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Count], const Real* const (&in)[Tile], int64_t K, const Real* w,
                               int64_t stride, const Real* ahead, int64_t ahead_stride) {
   constexpr int W = lanes_of<Real>;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < K; ++k, w += stride, ahead += ahead_stride) {
-    __builtin_prefetch(ahead, 0, 2);
+    if constexpr (Asks) __builtin_prefetch(ahead, 0, 2);
     Vector<Real> weights[Count];
 #pragma GCC unroll 4
     for (int a = 0; a < Count; ++a) {
@@ -76,8 +76,12 @@ __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, 
       for (int r = 0; r < Tile; ++r) x[r] = in[first + r] + k;
       const int64_t now = minimum(block, K - k);
       const Real* here = w + k * stride;
-      const Real* ahead = asks ? here + now * (stride + stride * first / count) : here;
-      multiply<Real>(acc, x, now, here, stride, ahead, asks ? stride * Tile / count : 0);
+      if (asks) {
+        const Real* ahead = here + now * (stride + stride * first / count);
+        multiply<true, Real>(acc, x, now, here, stride, ahead, stride * Tile / count);
+      } else {
+        multiply<false, Real>(acc, x, now, here, stride, here, 0);
+      }
       const bool add = !fresh || k > 0;
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) {
