@@ -108,7 +108,16 @@ void pack_forward(Cell cell, const Real* w, int64_t H, int64_t K, Real* packed, 
     for (int64_t k0 = 0; k0 < K; k0 += block) {
       const int64_t k1 = minimum(K, k0 + block);
       for_slots<Real>(cell, H, panel, [&](int slot, int64_t row, int lanes) {
-        for (int64_t k = k0; k < k1; ++k) {
+        int64_t k = k0;
+        for (; lanes == W && k + W <= k1; k += W) {
+          Vector<Real> square[W];
+#pragma GCC unroll 16
+          for (int u = 0; u < W; ++u) square[u] = load(w + (row + u) * K + k);
+          transpose<Real>(square);
+#pragma GCC unroll 16
+          for (int u = 0; u < W; ++u) store(out + (k + u) * width + slot * W, square[u]);
+        }
+        for (; k < k1; ++k) {
           Real* to = out + k * width + slot * W;
           for (int u = 0; u < lanes; ++u) to[u] = w[(row + u) * K + k];
           for (int u = lanes; u < W; ++u) to[u] = 0;

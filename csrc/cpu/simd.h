@@ -87,6 +87,28 @@ FUSEDRNN_INLINE void keep_in_register([[maybe_unused]] V& v) {
 #endif
 }
 
+// Of two vectors, the lanes whose number has bit Half clear (Upper: set) in the first's place, the second's beside them.
+template <int Half, bool Upper, class V, int... Lane>
+FUSEDRNN_INLINE V exchanged(V a, V b, std::integer_sequence<int, Lane...>) {
+  constexpr int W = sizeof...(Lane);
+  return __builtin_shufflevector(a, b, (Lane & Half ? W + Lane - (Upper ? 0 : Half) : Lane + (Upper ? Half : 0))...);
+}
+
+// A square of vectors: element k of row u becomes element u of row k.
+template <class Real, int Half = lanes_of<Real> / 2>
+FUSEDRNN_INLINE void transpose(Vector<Real> (&rows)[lanes_of<Real>]) {
+  constexpr int W = lanes_of<Real>;
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+#pragma GCC unroll 16
+  for (int u = 0; u < W; ++u) {
+    if (u & Half) continue;
+    const Vector<Real> a = rows[u], b = rows[u + Half];
+    rows[u] = exchanged<Half, false>(a, b, lanes);
+    rows[u + Half] = exchanged<Half, true>(a, b, lanes);
+  }
+  if constexpr (Half > 1) transpose<Real, Half / 2>(rows);
+}
+
 FUSEDRNN_INLINE void spin_hint() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();

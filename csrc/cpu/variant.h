@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
