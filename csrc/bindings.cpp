@@ -1,5 +1,5 @@
-// Registers the private kernel ops through torch's stable ABI and re-checks what memory safety needs. With gradients.h
-// the only file in csrc that knows torch. One call runs one layer.
+// Registers the private kernel ops through torch's stable ABI and re-checks what memory safety needs. With the
+// headers beside it that are part of it the only file in csrc that knows torch. One call runs one layer.
 //
 // Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier. Where there are more
 // threads than rows they share rows, each with hidden units of its own, and meet after every step. Either way the bits do
@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <optional>
 #include <tuple>
@@ -87,10 +86,12 @@ struct Direction {
 };
 
 // direction: 0 forward, 1 reverse, 2 both
+int64_t count_of(int64_t direction) { return direction == 2 ? 2 : 1; }
+
 template <class F>
 void each_direction(int64_t direction, const F& run) {
   STD_TORCH_CHECK(direction >= 0 && direction <= 2, "unknown direction");
-  const int64_t D = direction == 2 ? 2 : 1;
+  const int64_t D = count_of(direction);
   for (int64_t d = 0; d < D; ++d) run(Direction{d, D}, direction == 1 || d == 1);
 }
 
@@ -189,14 +190,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
                                                            bool concat, bool batch_first, bool save) {
   const Optional offsets = dense(row_offsets), active = dense(lengths);
   const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
-  const int64_t D = direction == 2 ? 2 : 1, R = row_count(s, x);
-  const bool lstm = s.cell == Cell::lstm, gated = lstm || s.cell == Cell::gru;
+  const int64_t D = count_of(direction), R = row_count(s, x);
+  const bool lstm = s.cell == Cell::lstm;
   const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
     return present ? new_tensor(w_ih, sizes) : new_tensor(w_ih, {0});
   };
   const Tensor y = new_rows(w_ih, s, R, D * s.H, batch_first), h_n = new_tensor(w_ih, {D, s.B, s.H});
   const Tensor c_n = made(lstm, {D, s.B, s.H}), cells = made(save && lstm, {D, R, s.H});
-  const Tensor saved = made(save && gated, {D, R, blocks_of(s.cell), s.H});
+  const Tensor saved = made(save && !is_rnn(s.cell), {D, R, blocks_of(s.cell), s.H});
   forward_out(dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh),
               dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active, cell,
               direction, concat, y, h_n, c_n, saved, cells);
@@ -237,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Optional& b_ih, const Optional& b_hh, const Optional& b_ih_reverse, const Optional& b_hh_reverse) {
   const Optional offsets = dense(row_offsets), active = dense(lengths);
   const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
-  const int64_t D = direction == 2 ? 2 : 1, G = gates_of(s.cell);
+  const int64_t D = count_of(direction), G = gates_of(s.cell);
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
     return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
   };

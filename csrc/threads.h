@@ -45,7 +45,7 @@ void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
   int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
   if (pieces > 1 && !sharing.is_wanted()) pieces = 1;
   std::vector<Meeting> meetings(groups);
-  const auto start = std::chrono::steady_clock::now();
+  const int64_t start = nanoseconds();
   in_pieces(groups * pieces, groups * pieces, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin / pieces; group * pieces < end; ++group) {
       const int64_t before = group * pieces;
@@ -54,7 +54,7 @@ void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
     }
   });
   if (pieces == 1) return;
-  const int64_t spent = std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
-  const auto in_vain = [&](const Meeting& meeting) { return meeting.nanoseconds > spent * pieces / 4; };
+  const int64_t spent = nanoseconds() - start;
+  const auto in_vain = [&](const Meeting& meeting) { return meeting.waited > spent * pieces / 4; };
   sharing.went(std::none_of(meetings.begin(), meetings.end(), in_vain));
 }

@@ -12,7 +12,7 @@ graph. Added are int64 tokens in place of one-hot rows, and keyword-only options
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -143,7 +143,7 @@ class _Recurrent(_Options, nn.RNNBase):
     def _checked_weights(self) -> tuple[Weights, ...] | None:
         """What `_weights` kept; else None, and _flat_weights is up to date."""
         held, (flat, weights) = self._parameters.values(), self._kept
-        if len(flat) == len(held) and all(map(operator.is_, flat, held)) and not torch.compiler.is_compiling():
+        if _same(flat, held) and not torch.compiler.is_compiling():
             return weights
         self._update_flat_weights()
         return None
@@ -166,14 +166,8 @@ class _Recurrent(_Options, nn.RNNBase):
         )
         if misfit := checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
             raise RuntimeError(misfit)
-        held = self._parameters.values()
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
-        if (
-            plain
-            and not torch.compiler.is_compiling()
-            and len(held) == len(flat)
-            and all(map(operator.is_, held, flat))
-        ):
+        if plain and _same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
             self._kept = list(flat), weights
         return weights
 
@@ -394,6 +388,11 @@ class LSTMCell(_Cell):
 def _refuse_projection(kwargs) -> None:
     if "proj_size" in kwargs:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+def _same(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether these are the very same objects, in order."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _check_states(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:

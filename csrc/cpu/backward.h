@@ -31,9 +31,7 @@ struct GruBackward {
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
                                      int64_t H) {
-    const Real* kept = row.saved + unit;
-    GruGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
-                             load(kept + 3 * H, lanes)};
+    auto g = load_blocks<GruGates<Vector<Real>>>(row.saved + unit, H, lanes);
     store(row.dh + unit, gru_backward(g, load(row.h_prev + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
     store_blocks<Real>(row.dgates + unit, H, lanes, {g.r, g.z, g.n, g.hn});
   }
@@ -43,9 +41,7 @@ struct LstmBackward {
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
                                      int64_t H) {
-    const Real* kept = row.saved + unit;
-    LstmGates<Vector<Real>> g{load(kept, lanes), load(kept + H, lanes), load(kept + 2 * H, lanes),
-                              load(kept + 3 * H, lanes)};
+    auto g = load_blocks<LstmGates<Vector<Real>>>(row.saved + unit, H, lanes);
     Vector<Real> dc = load(row.dc + unit, lanes);
     lstm_backward(g, load(row.c_prev + unit, lanes), load(row.c + unit, lanes), with_dy(row, dh, unit, lanes), dc);
     store(row.dc + unit, dc, lanes);

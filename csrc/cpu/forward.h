@@ -1,9 +1,9 @@
 // The forward time loop. Included inside the namespace of a variant.
 //
 // A thread owns batch rows and runs all T steps on them: no other thread reads what it writes, so there is no barrier.
-// Only where there are fewer rows than threads do some share rows and meet after each step. Steps outside, panels inside them, tiles of rows innermost: a panel's weights are used by every row while
-// they are in cache. `start` is added to the products last: a sum of K small products that began at a large value would
-// be rounded K times at that value's size.
+// Only where there are fewer rows than threads do some share rows and meet after each step. Steps outside, panels inside
+// them, tiles of rows innermost: a panel's weights are used by every row while they are in cache. `start` is added to the
+// products last: a sum of K small products that began at a large value would be rounded K times at that value's size.
 
 template <class Real>
 struct ForwardRow {
@@ -12,6 +12,11 @@ struct ForwardRow {
   const Real* c_prev;
   Real *y, *c, *saved;  // this step's output, cell state, kept blocks (null: not kept)
 };
+
+template <class Real>
+FUSEDRNN_INLINE Vector<Real> pre_activation(const Real* sums, const Real* start, int slot) {
+  return load(sums + slot * lanes_of<Real>) + load(start + slot * lanes_of<Real>);
+}
 
 // How the sums of one row and panel, [vector][lane] as packed, become gates and state.
 template <bool Relu>
@@ -26,7 +31,7 @@ struct RnnForward {
 #pragma GCC unroll 1
     for (int j = 0; j < vectors; ++j) {
       const int64_t unit = (panel * vectors_per_panel + j) * W;
-      const Vector<Real> h = rnn_forward<Relu>(load(sums + j * W) + load(start + j * W));
+      const Vector<Real> h = rnn_forward<Relu>(pre_activation(sums, start, j));
       with_lanes<Real>(H - unit, [&](auto lanes) { store(row.y + unit, h, lanes); });
     }
   }
@@ -40,8 +45,8 @@ struct GruForward {
     const int64_t H = f.shape.H, unit = panel * W;
     const Real* start = row.start + panel_offset<Real>(Cell::gru, panel);
     with_lanes<Real>(H - unit, [&](auto lanes) {
-      GruGates<Vector<Real>> g{load(sums + 2 * W) + load(start + 2 * W), load(sums) + load(start),
-                               load(sums + W) + load(start + W), load(sums + 3 * W) + load(f.bias_hn + unit)};
+      GruGates<Vector<Real>> g{pre_activation(sums, start, 2), pre_activation(sums, start, 0),
+                               pre_activation(sums, start, 1), load(sums + 3 * W) + load(f.bias_hn + unit)};
       Vector<Real> h;
       gru_forward(g, load(row.h + unit, lanes), h);
       store(row.y + unit, h, lanes);
@@ -58,8 +63,8 @@ struct LstmForward {
     const int64_t H = f.shape.H, unit = panel * W;
     const Real* start = row.start + panel_offset<Real>(Cell::lstm, panel);
     with_lanes<Real>(H - unit, [&](auto lanes) {
-      LstmGates<Vector<Real>> g{load(sums) + load(start), load(sums + W) + load(start + W),
-                                load(sums + 2 * W) + load(start + 2 * W), load(sums + 3 * W) + load(start + 3 * W)};
+      LstmGates<Vector<Real>> g{pre_activation(sums, start, 0), pre_activation(sums, start, 1),
+                                pre_activation(sums, start, 2), pre_activation(sums, start, 3)};
       Vector<Real> c, h;
       lstm_forward(g, load(row.c_prev + unit, lanes), c, h);
       store(row.c + unit, c, lanes);
@@ -180,7 +185,7 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
   const int64_t first = share.first, last = share.last, n = last - first, H = s.H;
   const int64_t width = packed_width<Real>(s.cell, H);
   const Panels own = panels_of(share, forward_panels<Real>(s.cell, H));
-  const int64_t blocks = s.cell == Cell::lstm || s.cell == Cell::gru ? 4 : 0;
+  const int64_t blocks = blocks_of(s.cell);
   const bool direct = f.concat || f.table;  // nothing to prepare per chunk
   auto* rows = new ForwardRow<Real>[n];
   auto* sums = new Real[n * vectors_per_panel * lanes_of<Real>];

@@ -4,6 +4,8 @@
 // input, else t * B + b; it is active iff t < lengths[b]. Matrices are row-major and dense unless a stride is named.
 #pragma once
 
+#include <time.h>
+
 #include <cstdint>
 
 namespace fusedrnn {
@@ -94,10 +96,17 @@ struct Backward {
   const Real** next;  // [B]: dgates of the step processed before this one, null before the first
 };
 
+// Since some time.
+static inline int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
 // Where threads that share rows wait for each other.
 struct alignas(64) Meeting {
-  int64_t arrived;      // pieces that are through a step, over all steps
-  int64_t nanoseconds;  // waited in vain, over all threads: a step is over in less than what does not count
+  int64_t arrived;  // pieces that are through a step, over all steps
+  int64_t waited;   // nanoseconds past the patience of meet(), over all threads
 };
 
 // What one thread does: all steps of batch rows [first, last), and of their hidden units pieces [piece, end) of `pieces`.

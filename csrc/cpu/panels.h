@@ -39,13 +39,6 @@ FUSEDRNN_INLINE Panels panels_of(const Share& share, int64_t panels) {
   return {panels * share.piece / share.pieces, panels * share.end / share.pieces};
 }
 
-// Nanoseconds since some time.
-inline int64_t nanoseconds() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
-}
-
 // Waits until every piece is through `steps` steps. Whoever is late may be waiting for this processor.
 FUSEDRNN_INLINE void meet(const Share& share, int64_t steps) {
   constexpr int patience = 512;
@@ -58,7 +51,7 @@ FUSEDRNN_INLINE void meet(const Share& share, int64_t steps) {
   if (!missing()) return;
   const int64_t since = nanoseconds();
   while (missing()) sched_yield();
-  __atomic_fetch_add(&share.meeting->nanoseconds, nanoseconds() - since, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&share.meeting->waited, nanoseconds() - since, __ATOMIC_RELAXED);
 }
 
 template <class Real>

@@ -62,6 +62,11 @@ FUSEDRNN_INLINE void store(Real* p, Vector<Real> v, int lanes) {
 }
 
 // One vector of each of four blocks of H values.
+template <class Gates, class Real>
+FUSEDRNN_INLINE Gates load_blocks(const Real* p, int64_t H, int lanes) {
+  return {load(p, lanes), load(p + H, lanes), load(p + 2 * H, lanes), load(p + 3 * H, lanes)};
+}
+
 template <class Real>
 FUSEDRNN_INLINE void store_blocks(Real* p, int64_t H, int lanes, const Vector<Real> (&blocks)[4]) {
 #pragma GCC unroll 4

@@ -2,7 +2,6 @@
 // FUSEDRNN_TILE_ROWS: the rows of a tile of four accumulators each, as many as leave registers for the weights and one
 // broadcast.
 #include <sched.h>
-#include <time.h>
 
 #include <cstdint>
 #include <utility>

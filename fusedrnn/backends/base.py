@@ -88,7 +88,7 @@ FEATURES = ("bidirectional", "projection", "tokens", "packed", "lengths", "reset
 
 
 class Backend:
-    """One way to run a layer. Subclasses declare the facts below and implement `forward` and `backward`."""
+    """One way to run a layer. Subclasses declare the facts below and implement what raises NotImplementedError."""
 
     name: str
     devices: frozenset[str]
