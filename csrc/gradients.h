@@ -89,19 +89,61 @@ void start_from(const Real* from, int64_t count, Real* to) {
   }
 }
 
+// Whether a GEMM should write rows of this width into padded ones: MKL takes up to a third longer for rows that are not
+// whole cache lines. Narrow rows cost no more.
+template <class Real>
+constexpr bool wants_padding(int64_t width) {
+  return width >= 256 && width % line_of<Real> != 0;
+}
+
+// Where a GEMM adds up a dense gradient: in place, or in padded rows until it is finished.
+template <class Real>
+class Sums {
+ public:
+  Sums(const Tensor& gradient, int64_t rows, int64_t columns, bool wanted)
+      : to(wanted ? data<Real>(gradient) : nullptr),
+        rows(rows),
+        columns(columns),
+        apart(wanted && wants_padding<Real>(columns)),
+        stride(apart ? padded_row<Real>(columns) : columns),
+        scratch(apart ? rows * stride : 0) {}
+
+  Matrix<Real> part(int64_t first, int64_t count) const {
+    return {(apart ? scratch.get() : to) + first * stride, count, columns, stride};
+  }
+  void finish() const {
+    if (!apart) return;
+    in_pieces(rows, threads_for(rows * columns, rows), [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        std::memcpy(to + r * columns, scratch.get() + r * stride, columns * sizeof(Real));
+      }
+    });
+  }
+
+ private:
+  Real* to;
+  int64_t rows, columns;
+  bool apart;
+  int64_t stride;
+  Buffer<Real> scratch;
+};
+
 // Rows of a chunk as one matrix: a view where they lie evenly spaced in memory, else a copy with inactive rows zeroed.
+// `written`: a GEMM writes them.
 template <class Real>
 class ChunkRows {
  public:
-  ChunkRows(const Shape& s, const Rows<Real>& rows, int64_t width, int64_t most_rows)
+  ChunkRows(const Shape& s, const Rows<Real>& rows, int64_t width, int64_t most_rows, bool written)
       : shape(s),
         rows(rows),
         width(width),
-        even(s.row_offsets || (!s.lengths && rows.step == s.B * rows.batch)),
-        scratch(even ? 0 : most_rows * width) {}
+        stride(padded_row<Real>(width)),
+        even((s.row_offsets || (!s.lengths && rows.step == s.B * rows.batch)) &&
+             !(written && wants_padding<Real>(width))),
+        scratch(even ? 0 : most_rows * stride) {}
 
   Matrix<Real> matrix(int64_t first_step, int64_t count) const {
-    if (!even) return {scratch.get(), count, width, width};
+    if (!even) return {scratch.get(), count, width, stride};
     return {rows.base + row_number(shape, first_step, 0) * rows.batch, count, width, rows.batch};
   }
   void gather(int64_t first_step, int64_t last_step) const { each(first_step, last_step, true); }
@@ -110,13 +152,16 @@ class ChunkRows {
  private:
   void each(int64_t first_step, int64_t last_step, bool in) const {
     if (even) return;
+    const int64_t first_row = row_number(shape, first_step, 0);
     for (int64_t t = first_step; t < last_step; ++t) {
       for (int64_t b = 0; b < shape.B; ++b) {
-        Real* here = scratch.get() + ((t - first_step) * shape.B + b) * width;
+        const bool active = t < length_of(shape, b);
+        if (!active && shape.row_offsets) break;
+        Real* here = scratch.get() + (row_number(shape, t, b) - first_row) * stride;
         Real* there = row_at(shape, rows, t, b);
         if (!in) {
           std::memcpy(there, here, width * sizeof(Real));
-        } else if (t >= length_of(shape, b)) {
+        } else if (!active) {
           std::memset(here, 0, width * sizeof(Real));
         } else {
           std::memcpy(here, there, width * sizeof(Real));
@@ -127,7 +172,7 @@ class ChunkRows {
 
   const Shape& shape;
   Rows<Real> rows;
-  int64_t width;
+  int64_t width, stride;
   bool even;
   Buffer<Real> scratch;
 };
@@ -205,13 +250,14 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const Rows<Real> x_rows = tokens ? Rows<Real>{} : rows_of<Real>(x, "x", s, R, I, type);
   const Rows<const int64_t> token_rows =
       tokens ? rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long) : Rows<const int64_t>{};
-  const ChunkRows<Real> xs(s, x_rows, I, tokens || !want_w_ih ? 0 : most_rows);
+  const ChunkRows<Real> xs(s, x_rows, I, tokens || !want_w_ih ? 0 : most_rows, false);
   const Rows<Real> dx_rows = optional_rows<Real>(g.dx, "dx", s, R, I, type);
-  const ChunkRows<Real> dxs(s, dx_rows, I, want_dx ? most_rows : 0);
+  const ChunkRows<Real> dxs(s, dx_rows, I, want_dx ? most_rows : 0, true);
   Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
   if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
 
   if (tokens) check_tokens(s, token_rows);
+  const Sums<Real> sums_ih(g.dw_ih, G * H, I, want_w_ih && !tokens), sums_hh(g.dw_hh, G * H, H, want_w_hh);
 
   const int64_t threads = threads_for(R * G * H * H, B);
   for (int64_t end = T; end > 0; end -= std::min(end, steps_per_chunk)) {
@@ -225,13 +271,10 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     const auto window = [&](int64_t block, int64_t width) {
       return Matrix<Real>{dgates.get() + block * H, count, width * H, dgates_stride};
     };
-    const auto rows_of_weight = [&](const Tensor& t, int64_t block, int64_t width, int64_t columns) {
-      return Matrix<Real>{data<Real>(t) + block * H * columns, width * H, columns, columns};
-    };
     if (want_w_hh) {
       const Matrix<Real> states{h_prev.get(), count, H, h_prev_stride};
-      product(rows_of_weight(g.dw_hh, 0, gru ? 2 : G, H), window(0, gru ? 2 : G), true, states, add);
-      if (gru) product(rows_of_weight(g.dw_hh, 2, 1, H), window(3, 1), true, states, add);
+      product(sums_hh.part(0, (gru ? 2 : G) * H), window(0, gru ? 2 : G), true, states, add);
+      if (gru) product(sums_hh.part(2 * H, H), window(3, 1), true, states, add);
     }
     if (want_w_ih && tokens) {
       const int64_t strips = G * H / 16 + 1;
@@ -248,11 +291,12 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
       });
     } else if (want_w_ih) {
       xs.gather(t0, t1);
-      product(rows_of_weight(g.dw_ih, 0, G, I), window(0, G), true, xs.matrix(t0, count), add);
+      product(sums_ih.part(0, G * H), window(0, G), true, xs.matrix(t0, count), add);
     }
     if (want_dx) {
       if (add_dx) dxs.gather(t0, t1);
-      product(dxs.matrix(t0, count), window(0, G), false, rows_of_weight(w_ih, 0, G, I), add_dx);
+      const Matrix<Real> weights{data<Real>(w_ih), G * H, I, I};
+      product(dxs.matrix(t0, count), window(0, G), false, weights, add_dx);
       dxs.scatter(t0, t1);
     }
     if (want_bias) add_columns(window(0, blocks), column_sums.get());
@@ -263,6 +307,8 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     });
   }
   if (lstm && g.dc0.numel() > 0) std::memcpy(part<Real>(g.dc0, at.d, at.D), dc.get(), B * H * sizeof(Real));
+  sums_ih.finish();
+  sums_hh.finish();
   if (tokens && want_w_ih) {
     Real* to = data<Real>(g.dw_ih);
     for (int64_t row = 0; row < G * H; ++row) {

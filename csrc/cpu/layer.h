@@ -37,9 +37,11 @@ static constexpr int64_t blocks_of(Cell cell) { return is_rnn(cell) ? 1 : 4; }
 // Elements from row to row of a matrix for GEMMs: an odd number of cache lines, or rows a power of two apart would share
 // the same sets of the cache.
 template <class Real>
+constexpr int64_t line_of = 64 / int64_t(sizeof(Real));
+
+template <class Real>
 constexpr int64_t padded_row(int64_t width) {
-  constexpr int64_t line = 64 / int64_t(sizeof(Real));
-  return ((width + line - 1) / line | 1) * line;
+  return ((width + line_of<Real> - 1) / line_of<Real> | 1) * line_of<Real>;
 }
 
 static constexpr int64_t length_of(const Shape& s, int64_t b) { return s.lengths ? s.lengths[b] : s.T; }
