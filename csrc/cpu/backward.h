@@ -17,10 +17,14 @@ FUSEDRNN_INLINE Vector<Real> with_dy(const BackwardRow<Real>& row, Vector<Real> 
   return row.dy ? dh + load(row.dy + unit, lanes) : dh;
 }
 
-// How dh of one vector of a row's units becomes dgates. dgates that W_hh sees lie in one window (RNN, LSTM) or two (GRU:
-// r z, then n r).
+// How dh of one vector of a row's units becomes dgates, and what that reads besides dy. dgates that W_hh sees lie in one
+// window (RNN, LSTM) or two (GRU: r z, then n r).
 template <bool Relu>
 struct RnnBackward {
+  template <class Real>
+  static FUSEDRNN_INLINE void ask(const BackwardRow<Real>& row, int64_t unit, int64_t) {
+    ask_for(row.y + unit);
+  }
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
     store(row.dgates + unit, rnn_backward<Relu>(load(row.y + unit, lanes), with_dy(row, dh, unit, lanes)), lanes);
@@ -28,6 +32,11 @@ struct RnnBackward {
 };
 
 struct GruBackward {
+  template <class Real>
+  static FUSEDRNN_INLINE void ask(const BackwardRow<Real>& row, int64_t unit, int64_t H) {
+    const Real* saved = row.saved + unit;
+    ask_for(saved, saved + H, saved + 2 * H, saved + 3 * H, row.h_prev + unit, row.dh + unit);
+  }
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
                                      int64_t H) {
@@ -38,6 +47,11 @@ struct GruBackward {
 };
 
 struct LstmBackward {
+  template <class Real>
+  static FUSEDRNN_INLINE void ask(const BackwardRow<Real>& row, int64_t unit, int64_t H) {
+    const Real* saved = row.saved + unit;
+    ask_for(saved, saved + H, saved + 2 * H, saved + 3 * H, row.c_prev + unit, row.c + unit, row.dc + unit);
+  }
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
                                      int64_t H) {
@@ -51,6 +65,8 @@ struct LstmBackward {
 
 // After the first step: dh is dh0, which lies where dgates would.
 struct InitialState {
+  template <class Real>
+  static FUSEDRNN_INLINE void ask(const BackwardRow<Real>&, int64_t, int64_t) {}
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes, int64_t) {
     store(row.dgates + unit, dh, lanes);
@@ -110,6 +126,13 @@ void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Pane
     }
     for (int64_t k = 0; k < step.count; ++k) {
       const BackwardRow<Real>& row = *step.rows[k];
+      if (k + 1 < step.count) {
+        const BackwardRow<Real>& after = *step.rows[k + 1];
+        for_lines<Real>(first, vectors * W, H, [&](int64_t unit) __attribute__((always_inline)) {
+          Gates::ask(after, unit, H);
+          if (after.dy) ask_for(after.dy + unit);
+        });
+      }
 #pragma GCC unroll 1
       for (int j = 0; j < vectors; ++j) {
         const int64_t unit = (panel * vectors_per_panel + j) * W;

@@ -61,6 +61,21 @@ FUSEDRNN_INLINE void store(Real* p, Vector<Real> v, int lanes) {
   for (int k = 0; k < lanes; ++k) p[k] = v[k];
 }
 
+// Asks for the cache lines at some addresses. All that calls it must be inlined: GCC drops calls of functions that do
+// nothing but ask.
+template <class... Real>
+FUSEDRNN_INLINE void ask_for(const Real*... at) {
+  (__builtin_prefetch(at), ...);
+}
+
+// Calls f(unit) with a unit of every cache line that units [first, first + count) of a row of H may touch.
+template <class Real, class F>
+FUSEDRNN_INLINE void for_lines(int64_t first, int64_t count, int64_t H, F f) {
+  for (int64_t unit = first; unit < first + count + line_of<Real> - 1; unit += line_of<Real>) {
+    f(unit < H ? unit : H - 1);
+  }
+}
+
 // One vector of each of four blocks of H values.
 template <class Gates, class Real>
 FUSEDRNN_INLINE Gates load_blocks(const Real* p, int64_t H, int lanes) {

@@ -50,8 +50,8 @@ template <int Most, class F>
 FUSEDRNN_INLINE void for_tiles(int64_t n, F f) {
   const int64_t tiles = ceil_div(n, Most);
   for (int64_t j = 0; j < tiles; ++j) {
-    const int64_t first = n * j / tiles;
-    with_tile<Most>(n * (j + 1) / tiles - first, first, f);
+    const int64_t first = ceil_div(n * j, tiles);
+    with_tile<Most>(ceil_div(n * (j + 1), tiles) - first, first, f);
   }
 }
 
