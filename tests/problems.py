@@ -142,6 +142,8 @@ SIZES = (
     dict(T=9, B=5, I=6, H=18, resets=True),
     dict(T=9, B=5, I=6, H=18, D=2, resets=True, lengths="given", batch_first=True),
     dict(T=7, B=66, I=12, H=64),
+    dict(T=4, B=3, I=259, H=257, D=2, lengths="packed"),
+    dict(T=4, B=3, I=259, H=257),
 )
 PROJECTIONS = (
     dict(T=1, B=1, I=1, H=2, P=1),
