@@ -255,6 +255,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const ChunkRows<Real> dxs(s, dx_rows, I, want_dx ? most_rows : 0, true);
   Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
   if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
+  const bool bias_from_tokens = tokens && want_w_ih && !gru && I < R;  // every row is in the sums of one token
 
   if (tokens) check_tokens(s, token_rows);
   const Sums<Real> sums_ih(g.dw_ih, G * H, I, want_w_ih && !tokens), sums_hh(g.dw_hh, G * H, H, want_w_hh);
@@ -299,7 +300,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
       product(dxs.matrix(t0, count), window(0, G), false, weights, add_dx);
       dxs.scatter(t0, t1);
     }
-    if (want_bias) add_columns(window(0, blocks), column_sums.get());
+    if (want_bias && !bias_from_tokens) add_columns(window(0, blocks), column_sums.get());
   }
   if (g.dh0.numel() > 0) {
     in_pieces(B, threads, [&](int64_t first, int64_t last) {
@@ -307,6 +308,7 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     });
   }
   if (lstm && g.dc0.numel() > 0) std::memcpy(part<Real>(g.dc0, at.d, at.D), dc.get(), B * H * sizeof(Real));
+  if (want_bias && bias_from_tokens) add_columns(Matrix<Real>{token_sums.get(), I, G * H, G * H}, column_sums.get());
   sums_ih.finish();
   sums_hh.finish();
   if (tokens && want_w_ih) {

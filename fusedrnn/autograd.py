@@ -25,9 +25,8 @@ from torch import Tensor
 from fusedrnn import ops, reference
 
 
-def _wanted(ctx) -> int:
-    needed = ctx.needs_input_grad[: len(ops.DIFFERENTIABLE)]
-    return sum([1 << k for k, need in enumerate(needed) if need])
+def _wanted(needed: tuple[bool, ...]) -> int:
+    return sum([1 << k for k, need in enumerate(needed[: len(ops.DIFFERENTIABLE)]) if need])
 
 
 class RecurrentFunction(torch.autograd.Function):
@@ -66,12 +65,13 @@ class RecurrentFunction(torch.autograd.Function):
     def backward(ctx, dy, dh_n, dc_n, _dsaved, _dcells):
         tensors, cotangents = ctx.saved_tensors, (dy, dh_n, dc_n)
         op, *options = ctx.options
+        needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            grads = RecurrentBackward.apply(*cotangents, *tensors, op, *options, _wanted(ctx))
+            grads = RecurrentBackward.apply(*cotangents, *tensors, op, *options, _wanted(needed))
         else:
-            grads = ops.backward(op, *cotangents, *tensors, *options, _wanted(ctx))
-        grads = [g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)]
-        return (*grads, *(None,) * (len(ctx.needs_input_grad) - len(grads)))
+            grads = ops.backward(op, *cotangents, *tensors, *options, _wanted(needed))
+        grads = [g if need else None for g, need in zip(grads, needed, strict=False)]
+        return (*grads, *(None,) * (len(needed) - len(grads)))
 
 
 class RecurrentBackward(torch.autograd.Function):
