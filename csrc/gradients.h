@@ -19,34 +19,15 @@ struct Matrix {
   }
 };
 
-// to (+)= sum over n of scale[n * stride] * from[n], columns wide: four rows at a time, each read once.
-template <class Real>
-void add_scaled_rows(const Real* scale, int64_t stride, const Matrix<Real>& from, Real* to, bool add) {
-  int64_t n = 0;
-  if (!add && from.rows == 0) {
-    std::memset(to, 0, from.columns * sizeof(Real));
-  } else if (!add) {
-    for (int64_t k = 0; k < from.columns; ++k) to[k] = scale[0] * from.at[k];
-    n = 1;
-  }
-  for (; n + 4 <= from.rows; n += 4) {
-    const Real *r0 = from.at + n * from.stride, *r1 = r0 + from.stride, *r2 = r1 + from.stride, *r3 = r2 + from.stride;
-    const Real *s = scale + n * stride, s0 = s[0], s1 = s[stride], s2 = s[2 * stride], s3 = s[3 * stride];
-    for (int64_t k = 0; k < from.columns; ++k) to[k] += (s0 * r0[k] + s1 * r1[k]) + (s2 * r2[k] + s3 * r3[k]);
-  }
-  for (; n < from.rows; ++n) {
-    const Real *row = from.at + n * from.stride, s = scale[n * stride];
-    for (int64_t k = 0; k < from.columns; ++k) to[k] += s * row[k];
-  }
-}
-
 // out (+)= op(a) b. A GEMM over a few rows costs more to launch than to do.
 template <class Real>
-void product(const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a, const Matrix<Real>& b, bool add) {
+void product(const Kernels<Real>& kernels, const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a,
+             const Matrix<Real>& b, bool add) {
   if (a.rows <= unpacked_rows) {
     for (int64_t m = 0; m < out.rows; ++m) {
       const Real* scale = a.at + m * (transpose_a ? 1 : a.stride);
-      add_scaled_rows(scale, transpose_a ? a.stride : 1, b, out.at + m * out.stride, add);
+      kernels.add_scaled_rows(scale, transpose_a ? a.stride : 1, b.at, b.rows, b.stride, b.columns,
+                              out.at + m * out.stride, add);
     }
     return;
   }
@@ -58,25 +39,14 @@ void product(const Matrix<Real>& out, const Matrix<Real>& a, bool transpose_a, c
   }
 }
 
-// out[column] (+)= sum over rows, in order, 32 rows at a time: rounding grows with the 32 and with the number of groups,
-// not with their product.
+// out[column] += sum over rows
 template <class Real>
-void add_columns(const Matrix<Real>& a, Real* out) {
-  constexpr int64_t group = 32, strip = 64;
+void add_columns(const Kernels<Real>& kernels, const Matrix<Real>& a, Real* out) {
+  constexpr int64_t strip = 64;
   const int64_t strips = (a.columns + strip - 1) / strip;
   in_pieces(strips, threads_for(a.rows * a.columns, strips), [&](int64_t first, int64_t last) {
-    for (int64_t r0 = 0; r0 < a.rows; r0 += group) {
-      const int64_t r1 = std::min(a.rows, r0 + group);
-      for (int64_t k0 = first * strip; k0 < std::min(a.columns, last * strip); k0 += strip) {
-        const int64_t width = std::min(strip, a.columns - k0);
-        Real sums[strip] = {};
-        for (int64_t r = r0; r < r1; ++r) {
-          const Real* row = a.at + r * a.stride + k0;
-          for (int64_t k = 0; k < width; ++k) sums[k] += row[k];
-        }
-        for (int64_t k = 0; k < width; ++k) out[k0 + k] += sums[k];
-      }
-    }
+    const int64_t k0 = first * strip, k1 = std::min(a.columns, last * strip);
+    kernels.add_columns(a.at + k0, a.rows, a.stride, k1 - k0, out + k0);
   });
 }
 
@@ -255,7 +225,6 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const ChunkRows<Real> dxs(s, dx_rows, I, want_dx ? most_rows : 0, true);
   Buffer<Real> token_sums(tokens && want_w_ih ? I * G * H : 0);
   if (tokens && want_w_ih) std::memset(token_sums.get(), 0, I * G * H * sizeof(Real));
-  const bool bias_from_tokens = tokens && want_w_ih && !gru && I < R;  // every row is in the sums of one token
 
   if (tokens) check_tokens(s, token_rows);
   const Sums<Real> sums_ih(g.dw_ih, G * H, I, want_w_ih && !tokens), sums_hh(g.dw_hh, G * H, H, want_w_hh);
@@ -274,8 +243,8 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     };
     if (want_w_hh) {
       const Matrix<Real> states{h_prev.get(), count, H, h_prev_stride};
-      product(sums_hh.part(0, (gru ? 2 : G) * H), window(0, gru ? 2 : G), true, states, add);
-      if (gru) product(sums_hh.part(2 * H, H), window(3, 1), true, states, add);
+      product(kernels, sums_hh.part(0, (gru ? 2 : G) * H), window(0, gru ? 2 : G), true, states, add);
+      if (gru) product(kernels, sums_hh.part(2 * H, H), window(3, 1), true, states, add);
     }
     if (want_w_ih && tokens) {
       const int64_t strips = G * H / 16 + 1;
@@ -286,21 +255,21 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
             if (t >= length_of(s, b)) continue;
             const Real* from = dgates.get() + (row_number(s, t, b) - row0) * dgates_stride;
             Real* to = token_sums.get() + *row_at(s, token_rows, t, b) * G * H;
-            for (int64_t k = k0; k < k1; ++k) to[k] += from[k];
+            kernels.add_row(from + k0, k1 - k0, to + k0);
           }
         }
       });
     } else if (want_w_ih) {
       xs.gather(t0, t1);
-      product(sums_ih.part(0, G * H), window(0, G), true, xs.matrix(t0, count), add);
+      product(kernels, sums_ih.part(0, G * H), window(0, G), true, xs.matrix(t0, count), add);
     }
     if (want_dx) {
       if (add_dx) dxs.gather(t0, t1);
       const Matrix<Real> weights{data<Real>(w_ih), G * H, I, I};
-      product(dxs.matrix(t0, count), window(0, G), false, weights, add_dx);
+      product(kernels, dxs.matrix(t0, count), window(0, G), false, weights, add_dx);
       dxs.scatter(t0, t1);
     }
-    if (want_bias && !bias_from_tokens) add_columns(window(0, blocks), column_sums.get());
+    if (want_bias) add_columns(kernels, window(0, blocks), column_sums.get());
   }
   if (g.dh0.numel() > 0) {
     in_pieces(B, threads, [&](int64_t first, int64_t last) {
@@ -308,7 +277,6 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
     });
   }
   if (lstm && g.dc0.numel() > 0) std::memcpy(part<Real>(g.dc0, at.d, at.D), dc.get(), B * H * sizeof(Real));
-  if (want_bias && bias_from_tokens) add_columns(Matrix<Real>{token_sums.get(), I, G * H, G * H}, column_sums.get());
   sums_ih.finish();
   sums_hh.finish();
   if (tokens && want_w_ih) {

@@ -139,6 +139,12 @@ struct Kernels {
   void (*backward)(const Backward<Real>&, const Share&, int64_t begin, int64_t end);
   // After the last chunk: dh0 [B, H] of batch rows [first, last).
   void (*backward_finish)(const Backward<Real>&, int64_t first, int64_t last, Real* dh0);
+  // to (+)= sum over rows n of scale[n * scale_stride] * from[n]
+  void (*add_scaled_rows)(const Real* scale, int64_t scale_stride, const Real* from, int64_t rows, int64_t stride,
+                          int64_t columns, Real* to, bool add);
+  // to += sum over rows of from
+  void (*add_columns)(const Real* from, int64_t rows, int64_t stride, int64_t columns, Real* to);
+  void (*add_row)(const Real* row, int64_t columns, Real* to);  // to += row
 };
 
 template <class Real>
