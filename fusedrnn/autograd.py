@@ -163,11 +163,9 @@ FUNCTIONS = {"rnn": RNNFunction, "gru": GRUFunction, "lstm": LSTMFunction}
 _UNBOUND = {op: super(torch.autograd.Function, function).apply for op, function in FUNCTIONS.items()}
 
 
-def apply(op: str, *arguments):
-    """FUNCTIONS[op].apply(*arguments), quicker outside torch.func and torch.compile.
+def apply(op: str, plain: bool, *arguments):
+    """FUNCTIONS[op].apply(*arguments), quicker where it is plain: outside torch.func and torch.compile.
 
     What Python does first in there, binding two dozen names to a signature, took 110 of 180 us in a small call.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return FUNCTIONS[op].apply(*arguments)
-    return _UNBOUND[op](*arguments)
+    return _UNBOUND[op](*arguments) if plain else FUNCTIONS[op].apply(*arguments)

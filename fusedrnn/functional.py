@@ -276,7 +276,7 @@ def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> 
     name = dispatch.select(Problem(*facts), backend) if compiling else _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
     if differentiate:
-        return autograd.apply(spec.op, *given, spec.op, *options)[:3]
+        return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]
     y, h_n, c_n, *_ = ops.forward(spec.op, *given, *options)
     return y, h_n, c_n
 

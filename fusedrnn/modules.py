@@ -80,12 +80,13 @@ class _Recurrent(_Options, nn.RNNBase):
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D{self._name_tensor} instead")
         batch_dim = 0 if self.batch_first else 1
         if dims == 3:
+            batch = input.shape[batch_dim]
+            fits = weights is not None and self._fits(input) and (hx is None or self._state_fits(hx, batch))
             if hx is None:
-                hx = self._zeros(input, input.shape[batch_dim])
-                if not (weights and self._fits(input)):
-                    self._check(input, hx, None)
-            else:
+                hx = self._zeros(input, batch)
+            elif not fits:
                 self._check_state_dims(hx, 3, "batched 3-D")
+            if not fits:
                 self._check(input, hx, None)
             return self._run(input, hx, _NO_ROWS, weights)
         input = input.unsqueeze(batch_dim)
@@ -120,10 +121,21 @@ class _Recurrent(_Options, nn.RNNBase):
         return y, (h_n, c_n) if self.mode == "LSTM" else h_n
 
     def _fits(self, x: Tensor) -> bool:
-        """Whether `_check` has nothing to say about x, told quickly, where the state is one of zeros."""
+        """Whether `_check` has nothing to say about x, told quickly."""
         w = self._flat_weights[0]
         fits = (x.dtype == w.dtype and x.shape[2] == self.input_size) or (x.dtype == torch.int64 and x.dim() == 2)
         return fits and x.numel() > 0 and x.device == w.device
+
+    def _state_fits(self, hx, batch: int) -> bool:
+        """And about a given state."""
+        return self._is_state(hx, batch, self.proj_size or self.hidden_size)
+
+    def _is_state(self, state, batch: int, width: int) -> bool:
+        if type(state) is not Tensor:
+            return False
+        w = self._flat_weights[0]
+        fits = state.shape == (len(self._all_weights), batch, width)
+        return fits and state.dtype == w.dtype and state.device == w.device
 
     def _check(self, x: Tensor, hx, batch_sizes: Tensor | None) -> None:
         """As torch.nn checks, and then what it leaves to its kernels to find, or to overlook."""
@@ -244,6 +256,14 @@ class LSTM(_Recurrent):
             raise TypeError("lstm(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
         if len(hidden) != 2:
             raise RuntimeError("lstm expects two hidden states")
+
+    def _state_fits(self, hx, batch: int) -> bool:
+        return (
+            type(hx) is tuple
+            and len(hx) == 2
+            and super()._state_fits(hx[0], batch)
+            and self._is_state(hx[1], batch, self.hidden_size)
+        )
 
     def permute_hidden(self, hx, permutation: Tensor | None):
         if permutation is None:
