@@ -1,52 +1,21 @@
-"""RNN, GRU, LSTM and their cells: parameters, options and states of torch.nn's modules around `fusedrnn.functional`.
-
-Constructors, attributes, parameter names, initial weights, state_dict, outputs and errors are those of torch.nn. The
-classes derive from nn.RNNBase and nn.RNNCellBase, not from nn.LSTM and its like, at which torch.compile breaks the
-graph. Added are int64 tokens in place of one-hot rows, and keyword-only options, which every class takes:
-
-    backend      "auto" or a name in `fusedrnn.dispatch.REGISTRY`
-    schedule     "auto", "concat" or "hoisted", see `fusedrnn.functional`
-    reset_after  GRU and GRUCell: False puts the reset gate before the product with W_hn, as Cho et al. 2014 print it
-"""
+"""RNN, GRU and LSTM."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn import checks, dispatch, functional
+from fusedrnn import checks, functional
 from fusedrnn.call import Weights
-from fusedrnn.cells import CELLS
-
-_NO_ROWS = functional.Rows()
+from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states
 
 
-class _Options(nn.Module):
-    """The options torch.nn does not have. A default is kept on the class, so that pickles of either kind fit."""
-
-    backend = "auto"
-    schedule = "auto"
-
-    def _set_options(self, **options) -> None:
-        dispatch.check_backend(options["backend"])
-        if misfit := checks.options(0.0, options["schedule"]):
-            raise ValueError(misfit)
-        for name, value in options.items():
-            if value != getattr(self, name):
-                setattr(self, name, value)
-
-    def extra_repr(self) -> str:
-        shown = (f", {name}={getattr(self, name)}" for name in ("reset_after", "schedule", "backend")
-                 if name in self.__dict__ and getattr(self, name) != getattr(type(self), name))  # fmt: skip
-        return super().extra_repr() + "".join(shown)
-
-
-class _Recurrent(_Options, nn.RNNBase):
+class _Recurrent(Options, nn.RNNBase):
     """RNN, GRU and LSTM but for how they hold their state: one tensor, or (h, c)."""
 
     _flat_weights: list[Any]
@@ -88,7 +57,7 @@ class _Recurrent(_Options, nn.RNNBase):
                 self._check_state_dims(hx, 3, "batched 3-D")
             if not fits:
                 self._check(input, hx, None)
-            return self._run(input, hx, _NO_ROWS, weights)
+            return self._run(input, hx, NO_ROWS, weights)
         input = input.unsqueeze(batch_dim)
         if hx is None:
             hx = self._zeros(input, 1)
@@ -96,7 +65,7 @@ class _Recurrent(_Options, nn.RNNBase):
             self._check_state_dims(hx, 2, "unbatched 2-D")
             hx = self._unsqueezed(hx)
         self._check(input, hx, None)
-        y, hx = self._run(input, hx, _NO_ROWS, weights)
+        y, hx = self._run(input, hx, NO_ROWS, weights)
         return y.squeeze(batch_dim), self._squeezed(hx)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
@@ -142,7 +111,7 @@ class _Recurrent(_Options, nn.RNNBase):
         self.check_forward_args(x, hx, batch_sizes)
         if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        _check_states(x, hx if self.mode == "LSTM" else (hx,), self._flat_weights)
+        check_states(x, hx if self.mode == "LSTM" else (hx,), self._flat_weights)
         if misfit := "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0]):
             raise RuntimeError(misfit)
 
@@ -247,7 +216,7 @@ class LSTM(_Recurrent):
 
     def check_forward_args(self, input, hidden, batch_sizes) -> None:
         if batch_sizes is not None and input.dtype != torch.int64:
-            _check_dtype(input, self._flat_weights[0])  # torch.nn.LSTM finds this in packed input only at its GEMM
+            check_dtype(input, self._flat_weights[0])  # torch.nn.LSTM finds this in packed input only at its GEMM
         self.check_input(input, batch_sizes)
         sizes = self.get_expected_hidden_size(input, batch_sizes), self.get_expected_cell_size(input, batch_sizes)
         for k in (0, 1):
@@ -286,125 +255,6 @@ class LSTM(_Recurrent):
         return hx[0].squeeze(1), hx[1].squeeze(1)
 
 
-class _Cell(_Options, nn.RNNCellBase):
-    """RNNCell, GRUCell and LSTMCell: one step, on the same kernels."""
-
-    def __init__(self, input_size, hidden_size, bias, gates, device, dtype, backend, schedule) -> None:
-        super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
-        self._set_options(backend=backend, schedule=schedule)
-
-    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
-        """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
-        dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
-        if dims not in (1, 2):
-            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if states is not None:
-            self._check_state_dims(states)
-        x = input if dims == 2 else input.unsqueeze(0)
-        if states is None:
-            like = self.weight_ih if x.dtype == torch.int64 else x
-            shape = (x.shape[0], self.hidden_size)
-            states = tuple(torch.zeros(shape, dtype=like.dtype, device=x.device) for _ in range(CELLS[cell].states))
-        elif dims == 1:
-            states = tuple(s.unsqueeze(0) for s in states)
-        self._check(x, states)
-        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
-        if misfit := checks.weights(cell, weights, 1):
-            raise RuntimeError(misfit)
-        h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
-        x = x.unsqueeze(0)
-        outputs = functional.run(cell, x, h0, c0, weights, _NO_ROWS, False, False, 0.0, self.schedule, self.backend)
-        after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
-        return after if dims == 2 else [s.squeeze(0) for s in after]
-
-    def _check_state_dims(self, states) -> None:
-        if states[0].dim() not in (1, 2):
-            name = type(self).__name__
-            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {states[0].dim()}D instead")
-
-    def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
-        if x.dtype != torch.int64 or x.dim() == 2:
-            if x.shape[1] != self.input_size:
-                raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-            _check_dtype(x, self.weight_ih)
-        for k, state in enumerate(states):
-            if state.shape[0] != x.shape[0]:
-                raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
-            if state.dim() != 2 or state.shape[1] != self.hidden_size:
-                got = f"got {state.size(1)}, expected {self.hidden_size}"
-                raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {got}")
-        _check_states(x, states, (self.weight_ih, self.weight_hh))
-
-
-class RNNCell(_Cell):
-    """torch.nn.RNNCell: one step of `functional.rnn`."""
-
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
-        device=None, dtype=None, *, backend: str = "auto", schedule: str = "auto",
-    ) -> None:  # fmt: skip
-        super().__init__(input_size, hidden_size, bias, 1, device, dtype, backend, schedule)
-        self.nonlinearity = nonlinearity
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))[0]
-
-
-class GRUCell(_Cell):
-    """torch.nn.GRUCell: one step of `functional.gru`; reset_after=False as there."""
-
-    reset_after = True
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
-        *, reset_after: bool = True, backend: str = "auto", schedule: str = "auto",
-    ) -> None:  # fmt: skip
-        super().__init__(input_size, hidden_size, bias, 3, device, dtype, backend, schedule)
-        self._set_options(backend=backend, schedule=schedule, reset_after=reset_after)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        cell = "gru" if self.reset_after else "gru_reset_before"
-        return self._step(cell, input, None if hx is None else (hx,))[0]
-
-
-class LSTMCell(_Cell):
-    """torch.nn.LSTMCell: one step of `functional.lstm`."""
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
-        *, backend: str = "auto", schedule: str = "auto",
-    ) -> None:  # fmt: skip
-        super().__init__(input_size, hidden_size, bias, 4, device, dtype, backend, schedule)
-
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
-            return self._without_autocast(input, hx)
-        h, c = self._step("lstm", input, hx)
-        return h, c
-
-    def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """On the CPU torch's autocast reaches LSTM but leaves LSTMCell in the dtype of its parameters."""
-        dtype = self.weight_ih.dtype
-        input = input.to(dtype) if input.is_floating_point() else input
-        states = None if hx is None else tuple(state.to(dtype) for state in hx)
-        with torch.autocast("cpu", enabled=False):
-            h, c = self._step("lstm", input, states)
-        return h, c
-
-    def _check_state_dims(self, states) -> None:
-        for k, state in enumerate(states):
-            if state.dim() not in (1, 2):
-                raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead")
-        if isinstance(states, Tensor):
-            raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
-        if len(states) != 2:
-            raise RuntimeError("lstm_cell expects two hidden states")
-
-
 def _refuse_projection(kwargs) -> None:
     if "proj_size" in kwargs:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -413,21 +263,3 @@ def _refuse_projection(kwargs) -> None:
 def _same(some: Collection[Any], others: Collection[Any]) -> bool:
     """Whether these are the very same objects, in order."""
     return len(some) == len(others) and all(map(operator.is_, some, others))
-
-
-def _check_states(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    for what, tensors in (("hidden", states), ("parameter", weights)):
-        for tensor in tensors:
-            if tensor.device != x.device:
-                raise RuntimeError(
-                    f"Input and {what} tensors are not at the same device, "
-                    f"found input tensor at {x.device} and {what} tensor at {tensor.device}"
-                )
-    for state in states:
-        _check_dtype(state, weights[0])
-
-
-def _check_dtype(tensor: Tensor, weight: Tensor) -> None:
-    if tensor.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-        got, wanted = (t.type().rpartition(".")[2].removesuffix("Tensor") for t in (tensor, weight))
-        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {got} and {wanted}")

@@ -1,0 +1,130 @@
+"""RNNCell, GRUCell and LSTMCell: one step, on the same kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fusedrnn import checks, functional
+from fusedrnn.call import Weights
+from fusedrnn.cells import CELLS
+from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states
+
+
+class _Cell(Options, nn.RNNCellBase):
+    """RNNCell, GRUCell and LSTMCell: one step, on the same kernels."""
+
+    def __init__(self, input_size, hidden_size, bias, gates, device, dtype, backend, schedule) -> None:
+        super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
+        self._set_options(backend=backend, schedule=schedule)
+
+    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
+        """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
+        dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
+        if dims not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if states is not None:
+            self._check_state_dims(states)
+        x = input if dims == 2 else input.unsqueeze(0)
+        if states is None:
+            like = self.weight_ih if x.dtype == torch.int64 else x
+            shape = (x.shape[0], self.hidden_size)
+            states = tuple(torch.zeros(shape, dtype=like.dtype, device=x.device) for _ in range(CELLS[cell].states))
+        elif dims == 1:
+            states = tuple(s.unsqueeze(0) for s in states)
+        self._check(x, states)
+        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
+        if misfit := checks.weights(cell, weights, 1):
+            raise RuntimeError(misfit)
+        h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
+        x = x.unsqueeze(0)
+        outputs = functional.run(cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, self.schedule, self.backend)
+        after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
+        return after if dims == 2 else [s.squeeze(0) for s in after]
+
+    def _check_state_dims(self, states) -> None:
+        if states[0].dim() not in (1, 2):
+            name = type(self).__name__
+            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {states[0].dim()}D instead")
+
+    def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
+        if x.dtype != torch.int64 or x.dim() == 2:
+            if x.shape[1] != self.input_size:
+                raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+            check_dtype(x, self.weight_ih)
+        for k, state in enumerate(states):
+            if state.shape[0] != x.shape[0]:
+                raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
+            if state.dim() != 2 or state.shape[1] != self.hidden_size:
+                got = f"got {state.size(1)}, expected {self.hidden_size}"
+                raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {got}")
+        check_states(x, states, (self.weight_ih, self.weight_hh))
+
+
+class RNNCell(_Cell):
+    """torch.nn.RNNCell: one step of `functional.rnn`."""
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
+        device=None, dtype=None, *, backend: str = "auto", schedule: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, 1, device, dtype, backend, schedule)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))[0]
+
+
+class GRUCell(_Cell):
+    """torch.nn.GRUCell: one step of `functional.gru`; reset_after=False as there."""
+
+    reset_after = True
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
+        *, reset_after: bool = True, backend: str = "auto", schedule: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype, backend, schedule)
+        self._set_options(backend=backend, schedule=schedule, reset_after=reset_after)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        cell = "gru" if self.reset_after else "gru_reset_before"
+        return self._step(cell, input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(_Cell):
+    """torch.nn.LSTMCell: one step of `functional.lstm`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,
+        *, backend: str = "auto", schedule: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(input_size, hidden_size, bias, 4, device, dtype, backend, schedule)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
+            return self._without_autocast(input, hx)
+        h, c = self._step("lstm", input, hx)
+        return h, c
+
+    def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """On the CPU torch's autocast reaches LSTM but leaves LSTMCell in the dtype of its parameters."""
+        dtype = self.weight_ih.dtype
+        input = input.to(dtype) if input.is_floating_point() else input
+        states = None if hx is None else tuple(state.to(dtype) for state in hx)
+        with torch.autocast("cpu", enabled=False):
+            h, c = self._step("lstm", input, states)
+        return h, c
+
+    def _check_state_dims(self, states) -> None:
+        for k, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {state.dim()}D instead")
+        if isinstance(states, Tensor):
+            raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+        if len(states) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
