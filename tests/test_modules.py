@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fusedrnn
@@ -125,6 +126,26 @@ def test_packed_sequences(kind, with_state):
     out = ours(packed, hx)[0]
     assert torch.equal(out.batch_sizes, packed.batch_sizes)
     assert torch.equal(out.sorted_indices, packed.sorted_indices)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("kind", KINDS + CELL_KINDS, ids=names)
+@pytest.mark.parametrize("count", [1, None], ids=["one", "all"])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_parametrized_weights(kind, count, called_before):
+    theirs, ours = pair(kind)
+    x = torch.randn(*(6, 3, 4)[-3 if kind[0] in LAYERS else -2 :], dtype=torch.float64)
+    if called_before:
+        ours(x)
+    for module in (theirs, ours):
+        for name in list(module.state_dict())[:count]:
+            parametrize.register_parametrization(module, name, Doubled())
+    for _ in range(2):
+        assert_same(outcome(ours, x), outcome(theirs, x))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=names)

@@ -124,7 +124,7 @@ class _Recurrent(Options, nn.RNNBase):
     def _checked_weights(self) -> tuple[Weights, ...] | None:
         """What `_weights` kept; else None, and _flat_weights is up to date."""
         held, (flat, weights) = self._parameters.values(), self._kept
-        if _same(flat, held) and not torch.compiler.is_compiling():
+        if weights and _same(flat, held) and not torch.compiler.is_compiling():
             return weights
         self._update_flat_weights()
         return None
