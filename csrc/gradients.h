@@ -98,8 +98,8 @@ class Sums {
   Buffer<Real> scratch;
 };
 
-// Rows of a chunk as one matrix: a view where they lie evenly spaced in memory, else a copy with inactive rows zeroed.
-// `written`: a GEMM writes them.
+// Rows of a chunk as one matrix: a view where they lie evenly spaced in memory, and want no padding where a GEMM writes
+// them (`written`), else a copy with inactive rows zeroed.
 template <class Real>
 class ChunkRows {
  public:
@@ -108,12 +108,12 @@ class ChunkRows {
         rows(rows),
         width(width),
         stride(padded_row<Real>(width)),
-        even((s.row_offsets || (!s.lengths && rows.step == s.B * rows.batch)) &&
-             !(written && wants_padding<Real>(width))),
-        scratch(even ? 0 : most_rows * stride) {}
+        apart(!(s.row_offsets || (!s.lengths && rows.step == s.B * rows.batch)) ||
+              (written && wants_padding<Real>(width))),
+        scratch(apart ? most_rows * stride : 0) {}
 
   Matrix<Real> matrix(int64_t first_step, int64_t count) const {
-    if (!even) return {scratch.get(), count, width, stride};
+    if (apart) return {scratch.get(), count, width, stride};
     return {rows.base + row_number(shape, first_step, 0) * rows.batch, count, width, rows.batch};
   }
   void gather(int64_t first_step, int64_t last_step) const { each(first_step, last_step, true); }
@@ -121,7 +121,7 @@ class ChunkRows {
 
  private:
   void each(int64_t first_step, int64_t last_step, bool in) const {
-    if (even) return;
+    if (!apart) return;
     const int64_t first_row = row_number(shape, first_step, 0);
     for (int64_t t = first_step; t < last_step; ++t) {
       for (int64_t b = 0; b < shape.B; ++b) {
@@ -143,7 +143,7 @@ class ChunkRows {
   const Shape& shape;
   Rows<Real> rows;
   int64_t width, stride;
-  bool even;
+  bool apart;
   Buffer<Real> scratch;
 };
 

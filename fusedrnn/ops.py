@@ -42,9 +42,7 @@ def call_of(tensors: tuple[Tensor | None, ...], cell, direction, batch_first, sc
     """Name the flat arguments of an op; what is absent may be None or empty."""
     x, h0, *rest = tensors
     assert x is not None and h0 is not None
-    if direction != 2:
-        rest[6:11] = ()
-    c0, *weights, row_offsets, lengths, resets = [None if t is None or t.shape == _ABSENT else t for t in rest]
+    c0, *weights, row_offsets, lengths, resets = [t if t is None or t.shape != _ABSENT else None for t in rest]
     first = Weights._make(weights[:5])
     return Call(
         cell,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -155,13 +156,13 @@ PROBLEMS = [Sample(cell, **size) for cell in CELLS for size in SIZES]
 PROBLEMS += [Sample("lstm", **size) for size in PROJECTIONS]
 
 
-def cases(backends, dtype: torch.dtype) -> list:
+def cases(backends, dtype: torch.dtype, samples: Sequence[Sample] = PROBLEMS) -> list:
     """pytest parameters (sample, backend) for all that the backends declare; skipped where one is not available."""
     found = []
     for name in backends:
         missing = REGISTRY[name].unavailable_reason()
         marks = [pytest.mark.skip(f"{name}: {missing}")] if missing else []
-        for sample in PROBLEMS:
+        for sample in samples:
             if set(REGISTRY[name].not_supported_reasons(Problem.of(sample.call(dtype)))) <= {missing}:
                 found.append(pytest.param(sample, name, id=f"{name}-{sample}", marks=marks))
     return found

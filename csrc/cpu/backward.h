@@ -34,8 +34,8 @@ struct RnnBackward {
 struct GruBackward {
   template <class Real>
   static FUSEDRNN_INLINE void ask(const BackwardRow<Real>& row, int64_t unit, int64_t H) {
-    const Real* saved = row.saved + unit;
-    ask_for(saved, saved + H, saved + 2 * H, saved + 3 * H, row.h_prev + unit, row.dh + unit);
+    ask_for_blocks(row.saved + unit, H);
+    ask_for(row.h_prev + unit, row.dh + unit);
   }
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,
@@ -49,8 +49,8 @@ struct GruBackward {
 struct LstmBackward {
   template <class Real>
   static FUSEDRNN_INLINE void ask(const BackwardRow<Real>& row, int64_t unit, int64_t H) {
-    const Real* saved = row.saved + unit;
-    ask_for(saved, saved + H, saved + 2 * H, saved + 3 * H, row.c_prev + unit, row.c + unit, row.dc + unit);
+    ask_for_blocks(row.saved + unit, H);
+    ask_for(row.c_prev + unit, row.c + unit, row.dc + unit);
   }
   template <class Real>
   static FUSEDRNN_INLINE void finish(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes,

@@ -34,13 +34,14 @@ static constexpr int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : c
 // Blocks of H values a row of dgates takes; also of `saved`, where the cell keeps any.
 static constexpr int64_t blocks_of(Cell cell) { return is_rnn(cell) ? 1 : 4; }
 
+// Elements of a cache line.
+template <class Real>
+static constexpr int64_t line_of = 64 / int64_t(sizeof(Real));
+
 // Elements from row to row of a matrix for GEMMs: an odd number of cache lines, or rows a power of two apart would share
 // the same sets of the cache.
 template <class Real>
-constexpr int64_t line_of = 64 / int64_t(sizeof(Real));
-
-template <class Real>
-constexpr int64_t padded_row(int64_t width) {
+static constexpr int64_t padded_row(int64_t width) {
   return ((width + line_of<Real> - 1) / line_of<Real> | 1) * line_of<Real>;
 }
 

@@ -94,7 +94,7 @@ FUSEDRNN_INLINE int slots_of(Cell cell, int64_t H, int64_t panel) {
 template <class Real>
 void pack_forward(Cell cell, const Real* w, int64_t H, int64_t K, Real* packed, int64_t first, int64_t last) {
   constexpr int W = lanes_of<Real>;
-  constexpr int64_t block = 64 / int64_t(sizeof(Real));  // k's of one cache line of each source row
+  constexpr int64_t block = line_of<Real>;  // k's of one cache line of each source row
   for (int64_t panel = first; panel < last; ++panel) {
     Real* out = packed + K * panel_offset<Real>(cell, panel);
     const int64_t width = slots_of<Real>(cell, H, panel) * W;

@@ -83,6 +83,11 @@ FUSEDRNN_INLINE Gates load_blocks(const Real* p, int64_t H, int lanes) {
 }
 
 template <class Real>
+FUSEDRNN_INLINE void ask_for_blocks(const Real* p, int64_t H) {
+  ask_for(p, p + H, p + 2 * H, p + 3 * H);
+}
+
+template <class Real>
 FUSEDRNN_INLINE void store_blocks(Real* p, int64_t H, int lanes, const Vector<Real> (&blocks)[4]) {
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) store(p + k * H, blocks[k], lanes);

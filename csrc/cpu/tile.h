@@ -32,7 +32,8 @@ FUSEDRNN_INLINE void multiply(Vector<Real> (&acc)[Tile][Count], const Real* cons
   }
 }
 
-// Cuts n rows into tiles of at most Most, as equal as can be, and calls f(Constant<size>, first row).
+// Cuts n rows into tiles of at most Most, as equal as can be, and calls f(Constant<size>, first row). The first is one of
+// the larger: a block's first tile waits for its weights, and its rows share the wait.
 template <int Most, class F>
 FUSEDRNN_INLINE void with_tile(int64_t size, int64_t first, F f) {
   if constexpr (Most == 1) {

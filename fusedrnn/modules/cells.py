@@ -1,4 +1,4 @@
-"""RNNCell, GRUCell and LSTMCell: one step, on the same kernels."""
+"""RNNCell, GRUCell and LSTMCell."""
 
 from __future__ import annotations
 
