@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.report import Record, table
+from benchmarks.record import Record, describe_machine, file_name
+from benchmarks.report import table
+
+RECORD = pytest.StashKey[Record]()
 
 
 def pytest_generate_tests(metafunc):
@@ -30,13 +33,17 @@ def budget(request) -> float:
 
 @pytest.fixture
 def record(request) -> Record:
-    return request.config.stash.setdefault(Record.KEY, Record())
+    return request.config.stash.setdefault(RECORD, Record())
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    record = config.stash.get(Record.KEY, None)
+    record = config.stash.get(RECORD, None)
     if record is None or not record.rows:
         return
     terminalreporter.section("fusedrnn against torch.nn")
     terminalreporter.write_line(table(record.rows))
-    terminalreporter.write_line(f"kept in {record.save(config.getoption('--results'))}")
+    machine = describe_machine()
+    name = file_name(machine["processor"], machine["instructions"], machine["gpu"] or "", *machine["versions"])
+    path = config.getoption("--results") / name
+    record.save(path)
+    terminalreporter.write_line(f"kept in {path}")

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import torch
-from problems import excess
+from precision import excess
 
 from benchmarks import grid
 
+Results = list[torch.Tensor]
+
+# What torch.nn itself may be away from float64, relative to a result's norm: a layer that is wrong is away by about 1.
+SOUND = {"ieee": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+
 
 @functools.lru_cache(maxsize=2)  # rows of one problem come one after another
-def _yardsticks(problem: grid.Problem) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """float64 results, and how far torch.nn in float32 is from them."""
-    exact, theirs = (
-        grid.layer(grid.torch_module(problem, dtype), problem, *grid.inputs(problem, dtype))()
-        for dtype in (torch.float64, torch.float32)
-    )
-    return [e.detach() for e in exact], [(t - e).detach() for t, e in zip(theirs, exact, strict=True)]
+def exact(problem: grid.Problem) -> Results:
+    """The results in float64, from weights and inputs that were rounded to the problem's dtype."""
+    module = copy.deepcopy(grid.torch_module(problem)).double()
+    x, dy = (t.detach().double().requires_grad_(t.requires_grad) for t in grid.inputs(problem))
+    return [t.detach() for t in grid.layer(module, problem, x, dy)()]
+
+
+@functools.lru_cache(maxsize=2)
+def _their_errors(problem: grid.Problem) -> Results:
+    with grid.float32_precision(problem):
+        theirs = grid.layer(grid.torch_module(problem), problem, *grid.inputs(problem))()
+    return [(t - e).detach() for t, e in zip(theirs, exact(problem), strict=True)]
 
 
 def check(problem: grid.Problem, run) -> None:
-    """AssertionError unless what `run` returns agrees with float64."""
-    exact, their_errors = _yardsticks(problem)
-    for k, (ours, theirs, want) in enumerate(zip(run(), their_errors, exact, strict=True)):
-        fault = excess(ours.detach() - want, theirs, want, torch.float32)
+    """AssertionError unless what `run` returns agrees with float64 as well as torch.nn does, by the tests' rule."""
+    for k, (ours, theirs, want) in enumerate(zip(run(), _their_errors(problem), exact(problem), strict=True)):
+        fault = excess(ours.detach() - want, theirs, want, problem.dtype)
         assert not fault, f"{problem}, result {k}: {fault}"
+
+
+def check_sound(problem: grid.Problem, results) -> float:
+    """The largest error of the results, relative to the norm of each; AssertionError where that is beyond SOUND."""
+    worst = 0.0
+    for k, (got, want) in enumerate(zip(results, exact(problem), strict=True)):
+        error = float((got.detach() - want).norm() / want.norm())
+        assert error <= SOUND[problem.precision], f"{problem}, result {k}: relative error {error:.3g}"
+        worst = max(worst, error)
+    return worst

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from benchmarks.report import describe_machine
+from benchmarks.record import RESULTS, describe_machine
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.files import write_atomically
 from fusedrnn.lm.sampling import continuation
 from fusedrnn.lm.trainer import TrainConfig, Trainer
 
-FILE = Path(__file__).with_name("results") / "targets.json"
+FILE = RESULTS / "targets.json"
 
 # (cell, init, perplexity to reach): one layer of 256, batches of 32 x 35, SGD lr 1, clip 1, sequential, 500 epochs.
 TARGETS = [

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from benchmarks.pairs import milliseconds, ratios
-from benchmarks.report import Row
+from benchmarks.record import Row
 
 PROCESSES = 10
 

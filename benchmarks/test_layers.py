@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gate, grid, pairs
-from benchmarks.report import Row
+from benchmarks.record import Row
 from fusedrnn.backends.base import Problem
 from fusedrnn.dispatch import REGISTRY
 

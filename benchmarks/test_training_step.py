@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import pairs
-from benchmarks.report import Row
+from benchmarks.record import Row
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.trainer import TrainConfig, Trainer, grad_clipping
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from precision import excess, norm
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -276,29 +277,6 @@ def assert_close_to_float64(sample: Sample, backend: str, dtype: torch.dtype, dr
     for name, drawn in errors_of(sample, backend, dtype, draws).items():
         pooled = (torch.cat([t.flatten() for t in column]) for column in zip(*drawn, strict=True))
         assert not (fault := excess(*pooled, dtype)), f"{name}: {fault}"
-
-
-def excess(ours: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype) -> str:
-    """What breaks the rule of precision, or "": our distances from float64 may be at most twice those of torch at the
-    same dtype, or 4 eps of the tensor's scale where torch is exact.
-
-    Sizes are root mean squares. The largest of some thousand rounding errors varies by more than a factor of two
-    between two sums of equal quality, so for it the rule is twice as wide.
-    """
-    if not exact.numel():
-        return ""
-    for kind, wider in (("rms", 1), ("max", 2)):
-        error, their_error, scale = (norm(t, kind) for t in (ours, theirs, exact))
-        allowed = wider * max(2 * their_error, 4 * torch.finfo(dtype).eps * scale)
-        if not error <= allowed:
-            return f"{kind} error {error:.3g}, allowed {allowed:.3g}, torch's {their_error:.3g}"
-    return ""
-
-
-def norm(values: Tensor, kind: str) -> float:
-    if not values.numel():
-        return 0.0
-    return float(values.abs().max() if kind == "max" else values.square().mean().sqrt())
 
 
 def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], relative: float = 0.0) -> None:
