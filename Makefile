@@ -13,7 +13,7 @@ OUT ?= runs/timemachine
 CHECK_RUN := build/train-check
 CXX_FILES = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help train test bench build format lint types train-check pytest clean
+.PHONY: help train test bench gpu build format lint types train-check pytest clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -28,6 +28,13 @@ test: lint types train-check pytest ## format and lint, types, build, a short tr
 
 bench: build ## measure against torch.nn
 	$(BIN)/pytest benchmarks --benchmark-only
+
+gpu: ## measure the GPU, with a python3 that has torch; RESULTS=folder, MINUTES=9; DRY=1: the plan
+	@python=$(PYTHON); $$python -c 'import torch' 2>/dev/null || python=$(BIN)/python; \
+	test "$$python" = $(PYTHON) || test -x $$python || { \
+	    echo "$(PYTHON) has no torch: name another with make gpu PYTHON=..., or make build sets one up" >&2; exit 2; }; \
+	$$python -m benchmarks.gpu $(if $(RESULTS),--results '$(RESULTS)') $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(DRY),--dry)
 
 build: $(READY) ## set up, and compile what has changed in csrc
 	@$(BIN)/python setup.py -q build_ext --inplace

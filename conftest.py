@@ -1,8 +1,12 @@
-"""The options of the benchmarks. `pytest --benchmark` collects `benchmarks/` in place of `tests/`, and nothing else."""
+"""The options of the benchmarks. `pytest --benchmark` collects `benchmarks/` in place of `tests/`, and nothing else.
+
+Tests marked `gpu` are skipped where there is no CUDA device.
+"""
 
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 
@@ -23,3 +27,10 @@ def pytest_configure(config):
     if config.getoption("--benchmark"):
         config.args = [str(BENCHMARKS)]
         config.option.benchmark_only = True
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip("torch sees no CUDA device"))

@@ -6,9 +6,9 @@ import copy
 import functools
 
 import torch
-from precision import excess
 
 from benchmarks import grid
+from benchmarks.precision import excess
 
 Results = list[torch.Tensor]
 
@@ -26,7 +26,7 @@ def exact(problem: grid.Problem) -> Results:
 
 @functools.lru_cache(maxsize=2)
 def _their_errors(problem: grid.Problem) -> Results:
-    with grid.float32_precision(problem):
+    with grid.float32_precision(problem.precision):
         theirs = grid.layer(grid.torch_module(problem), problem, *grid.inputs(problem))()
     return [(t - e).detach() for t, e in zip(theirs, exact(problem), strict=True)]
 
@@ -46,3 +46,9 @@ def check_sound(problem: grid.Problem, results) -> float:
         assert error <= SOUND[problem.precision], f"{problem}, result {k}: relative error {error:.3g}"
         worst = max(worst, error)
     return worst
+
+
+def forget() -> None:
+    """Free the results that are kept for the next row of the same problem."""
+    exact.cache_clear()
+    _their_errors.cache_clear()

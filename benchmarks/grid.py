@@ -14,8 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn
 from fusedrnn import cells
+from fusedrnn.backends.base import Problem as Facts
 from fusedrnn.cells import CellSpec
+from fusedrnn.dispatch import REGISTRY
 
+TORCH = "torch.nn"
 CELLS = {
     "rnn": ("RNN", {"nonlinearity": "tanh"}),
     "gru": ("GRU", {}),
@@ -126,12 +129,12 @@ class Problem:
 
 
 @contextlib.contextmanager
-def float32_precision(problem: Problem) -> Iterator[None]:
-    """IEEE or TF32 products in float32, for torch's recurrent networks and its GEMMs alike."""
+def float32_precision(precision: str) -> Iterator[None]:
+    """TF32's or IEEE products in float32, for torch's recurrent networks and its GEMMs alike."""
     settings: list[Any] = [torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
-        setting.fp32_precision = "tf32" if problem.precision == "tf32" else "ieee"
+        setting.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:
@@ -154,6 +157,26 @@ def fused_module(problem: Problem, backend: str, schedule: str) -> nn.RNNBase:
     module = ours(problem.sizes.I, problem.sizes.H, **problem.options, backend=backend, schedule=schedule)
     module.load_state_dict(torch_module(problem).state_dict())
     return module.to(problem.device, problem.dtype)
+
+
+def our_sides(problem: Problem) -> list[str]:
+    """What `auto` takes; every backend that can run the problem, and where a schedule can be forced, every schedule.
+    `reference` is the yardstick and no rival."""
+    size, found = problem.sizes, ["auto"]
+    asked = {"D": problem.directions, "packed": problem.layout == "packed"}
+    facts = Facts(problem.spec.name, problem.device, problem.dtype, size.T, size.B, size.I, size.H, **asked)
+    for name, backend in REGISTRY.items():
+        if name != "reference" and not backend.not_supported_reasons(facts):
+            found += [f"{name} {schedule}" for schedule in sorted(backend.schedules)] or [name]
+    return found
+
+
+def module_of(problem: Problem, side: str) -> nn.RNNBase:
+    """torch.nn's, or ours on the backend and with the schedule that the side's name says."""
+    if side == TORCH:
+        return torch_module(problem)
+    backend, _, schedule = side.partition(" ")
+    return fused_module(problem, backend, schedule or "auto")
 
 
 def inputs(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:

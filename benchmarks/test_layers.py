@@ -7,24 +7,8 @@ import torch
 
 from benchmarks import gate, grid, pairs
 from benchmarks.record import Row
-from fusedrnn.backends.base import Problem
-from fusedrnn.dispatch import REGISTRY
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-
-def sides(problem: grid.Problem) -> list[str]:
-    """torch.nn against itself, which shows the noise; what `auto` takes; every backend that can run the problem, and
-    where a schedule can be forced, every schedule. `reference` is the yardstick and no rival."""
-    size = problem.sizes
-    facts = (problem.spec.name, problem.device, torch.float32, size.T, size.B, size.I, size.H)
-    found = ["torch.nn", "auto"]
-    for name, backend in REGISTRY.items():
-        if name == "reference" or backend.not_supported_reasons(Problem(*facts)):
-            continue
-        forced = [f"{name} {schedule}" for schedule in sorted(backend.schedules)]
-        found += forced or [name]
-    return found
 
 
 CASES = [
@@ -34,24 +18,21 @@ CASES = [
     for cell in grid.CELLS
     for training in (False, True)
     for problem in (grid.Problem(cell, size, training, device),)
-    for side in sides(problem)
+    # torch.nn against itself shows the noise
+    for side in (grid.TORCH, *grid.our_sides(problem))
 ]
 
 
 @pytest.mark.parametrize(("problem", "side"), CASES)
 def test_layer(problem, side, threads, budget, benchmark, record):
     x, dy = grid.inputs(problem)
-    theirs = grid.layer(grid.torch_module(problem), problem, x, dy)
-    if side == "torch.nn":
-        ours = grid.layer(grid.torch_module(problem), problem, x, dy)
-    else:
-        backend, _, schedule = side.partition(" ")
-        ours = grid.layer(grid.fused_module(problem, backend, schedule or "auto"), problem, x, dy)
-    gate.check(problem, ours)
+    theirs, ours = (grid.layer(grid.module_of(problem, name), problem, x, dy) for name in (grid.TORCH, side))
     benchmark.group = f"{problem}, {threads} threads"
     benchmark.name = side
-    others = {"torch.nn": theirs, "floor": grid.floor(problem)}
-    own, times = pairs.paired(benchmark, ours, others, budget, problem.device)
+    others = {grid.TORCH: theirs, "floor": grid.floor(problem)}
+    with grid.float32_precision(problem.precision):
+        gate.check(problem, ours)
+        own, times = pairs.paired(benchmark, ours, others, budget, problem.device)
     if benchmark.disabled:
         return
     record.rows.append(
@@ -60,8 +41,8 @@ def test_layer(problem, side, threads, budget, benchmark, record):
             side,
             threads,
             pairs.milliseconds(own),
-            pairs.milliseconds(times["torch.nn"]),
-            pairs.ratios(times["torch.nn"], own),
+            pairs.milliseconds(times[grid.TORCH]),
+            pairs.ratios(times[grid.TORCH], own),
             pairs.ratios(own, times["floor"]),
         )
     )

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from precision import excess, norm
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from benchmarks.precision import excess, norm
 from fusedrnn import ops
 from fusedrnn.backends.base import Problem
 from fusedrnn.call import Call, Weights
@@ -53,7 +53,7 @@ class Sample:
         named += [self.lengths] * bool(self.lengths) + [self.schedule] * (self.schedule != "auto")
         return "-".join((self.cell, sizes, *named))
 
-    def call(self, dtype: torch.dtype, save: str = "full") -> Call:
+    def call(self, dtype: torch.dtype, save: str = "full", device: str = "cpu") -> Call:
         """Inputs that depend on the sample alone: equal in every dtype but for what float32 already rounds away."""
         random = torch.Generator().manual_seed(1000 * self.draw + sum(map(ord, str(self.on("auto")))))
         gates, out = len(CELLS[self.cell].gates), self.P or self.H
@@ -82,7 +82,7 @@ class Sample:
             )
             for _ in range(self.D)
         )
-        return Call(
+        drawn = Call(
             self.cell,
             x,
             normal(self.D, self.B, out),
@@ -96,6 +96,7 @@ class Sample:
             self.schedule,
             save,
         )
+        return drawn if device == "cpu" else _moved(drawn, device)
 
     def _lengths(self, random: torch.Generator) -> Tensor | None:
         if not self.lengths:
@@ -109,11 +110,17 @@ class Sample:
 
     def cotangents(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         random = torch.Generator().manual_seed(1 + self.draw)
-        drawn = (torch.randn(out.shape, generator=random, dtype=torch.float32).to(out.dtype) for out in outputs)
+        drawn = (torch.randn(out.shape, generator=random, dtype=torch.float32).to(out) for out in outputs)
         return tuple(_with_gaps(g) if self.strided else g for g in drawn)
 
     def on(self, schedule: str) -> Sample:
         return dataclasses.replace(self, schedule=schedule)
+
+
+def _moved(call: Call, device: str) -> Call:
+    weights = tuple(Weights._make(w if w is None else w.to(device) for w in one) for one in call.weights)
+    tensors = {name: t.to(device) for name, t in call._asdict().items() if isinstance(t, Tensor)}
+    return call._replace(**tensors, weights=weights)
 
 
 def _with_gaps(values: Tensor) -> Tensor:
@@ -157,14 +164,15 @@ PROBLEMS = [Sample(cell, **size) for cell in CELLS for size in SIZES]
 PROBLEMS += [Sample("lstm", **size) for size in PROJECTIONS]
 
 
-def cases(backends, dtype: torch.dtype, samples: Sequence[Sample] = PROBLEMS) -> list:
+def cases(backends, dtype: torch.dtype, samples: Sequence[Sample] = PROBLEMS, device: str = "cpu") -> list:
     """pytest parameters (sample, backend) for all that the backends declare; skipped where one is not available."""
     found = []
     for name in backends:
         missing = REGISTRY[name].unavailable_reason()
         marks = [pytest.mark.skip(f"{name}: {missing}")] if missing else []
         for sample in samples:
-            if set(REGISTRY[name].not_supported_reasons(Problem.of(sample.call(dtype)))) <= {missing}:
+            problem = dataclasses.replace(Problem.of(sample.call(dtype)), device=device)
+            if set(REGISTRY[name].not_supported_reasons(problem)) <= {missing}:
                 found.append(pytest.param(sample, name, id=f"{name}-{sample}", marks=marks))
     return found
 
@@ -192,28 +200,36 @@ def _options(call: Call) -> tuple:
     return call.cell, call.direction, call.batch_first, call.schedule, call.save, call.precision
 
 
-def run(sample: Sample, backend: str, dtype: torch.dtype, backward_on: str | None = None) -> dict[str, Tensor]:
+def run(
+    sample: Sample,
+    backend: str,
+    dtype: torch.dtype,
+    backward_on: str | None = None,
+    device: str = "cpu",
+    precision: str = "ieee",
+) -> dict[str, Tensor]:
     """Outputs, and gradients for random cotangents on each of them, by name."""
-    call = sample.call(dtype)
+    call = sample.call(dtype, device=device)._replace(precision=precision)
     outputs = forward(call, backend)
     grads = backward(call, backward_on or backend, sample.cotangents(outputs[:3]), outputs)
-    return {name: t for name, t in zip(NAMES, (*outputs[:3], *grads), strict=True) if _given(t)}
+    return {name: t.cpu() for name, t in zip(NAMES, (*outputs[:3], *grads), strict=True) if _given(t)}
 
 
 def _given(tensor: Tensor) -> bool:
     return tensor.ndim > 1 or tensor.shape[0] > 0
 
 
-def run_torch(sample: Sample, dtype: torch.dtype) -> dict[str, Tensor] | None:
+def run_torch(sample: Sample, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor] | None:
     """The same from torch.nn, or None where it has no such cell or option."""
     if sample.cell == "gru_reset_before" or sample.resets or sample.reverse or sample.lengths == "given":
         return None
-    call = sample.call(dtype)
+    call = sample.call(dtype, device=device)
     module = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[call.spec.op]
     options = {"nonlinearity": sample.cell[4:]} if call.spec.op == "rnn" else {}
     if sample.P:
         options["proj_size"] = sample.P
-    net = module(sample.I, sample.H, bias=sample.bias, bidirectional=sample.D == 2, dtype=dtype, **options)
+    options |= {"bias": sample.bias, "bidirectional": sample.D == 2, "dtype": dtype, "device": device}
+    net = module(sample.I, sample.H, **options)
     given = [w for direction in call.weights for w in direction if w is not None]
     with torch.no_grad():
         for parameter, value in zip(net.parameters(), given, strict=True):
@@ -222,7 +238,7 @@ def run_torch(sample: Sample, dtype: torch.dtype) -> dict[str, Tensor] | None:
     inputs = [t.clone().requires_grad_() for t in (x, call.h0, call.c0) if t is not None]
     state = tuple(inputs[1:]) if call.c0 is not None else inputs[1]
     if sample.lengths == "packed":
-        sizes = torch.diff(call.row_offsets, append=torch.tensor([call.R]))
+        sizes = torch.diff(call.row_offsets.cpu(), append=torch.tensor([call.R]))
         y, after = net(PackedSequence(inputs[0], sizes), state)
         y = y.data
     else:
@@ -235,7 +251,8 @@ def run_torch(sample: Sample, dtype: torch.dtype) -> dict[str, Tensor] | None:
         del by_name["dx"]
     fields = [name for name, w in zip(Weights._fields, call.weights[0], strict=True) if w is not None]
     names = [f"d{name}{suffix}" for suffix in ("", "_reverse")[: sample.D] for name in fields]
-    return by_name | {name: p.grad for name, p in zip(names, net.parameters(), strict=True)}
+    by_name |= {name: p.grad for name, p in zip(names, net.parameters(), strict=True)}
+    return {name: t.cpu() for name, t in by_name.items()}
 
 
 class Errors(NamedTuple):
@@ -246,13 +263,17 @@ class Errors(NamedTuple):
     exact: Tensor
 
 
-def errors_of(sample: Sample, backend: str, dtype: torch.dtype, draws: int) -> dict[str, list[Errors]]:
-    """By name, one for each drawing of the sample."""
+def errors_of(
+    sample: Sample, backend: str, dtype: torch.dtype, draws: int, device: str = "cpu", precision: str = "ieee"
+) -> dict[str, list[Errors]]:
+    """By name, one for each drawing of the sample. On a GPU torch's own setting has to agree with `precision`."""
+    on_it: dict = {"device": device, "precision": precision}
     found: dict[str, list[Errors]] = {}
     for draw in range(draws):
         drawn = dataclasses.replace(sample, draw=draw)
         exact = run(drawn, "reference", torch.float64)
-        ours, theirs = run(drawn, backend, dtype), run_torch(drawn, dtype) or run(drawn, "reference", dtype)
+        ours = run(drawn, backend, dtype, **on_it)
+        theirs = run_torch(drawn, dtype, device) or run(drawn, "reference", dtype, **on_it)
         assert ours.keys() == exact.keys() == theirs.keys()
         for name, want in exact.items():
             assert ours[name].shape == want.shape, f"{name}: {list(ours[name].shape)}, expected {list(want.shape)}"
@@ -271,10 +292,10 @@ def typical_ratio(drawn: list[Errors], dtype: torch.dtype) -> float:
     return math.exp(sum(found) / max(len(found), 1))
 
 
-def assert_close_to_float64(sample: Sample, backend: str, dtype: torch.dtype, draws: int) -> None:
+def assert_close_to_float64(sample: Sample, backend: str, dtype: torch.dtype, draws: int, **on_it: str) -> None:
     """The rule of precision over all drawings: one tensor of 45 values, of which saturation leaves a few alive, has too
     few roundings."""
-    for name, drawn in errors_of(sample, backend, dtype, draws).items():
+    for name, drawn in errors_of(sample, backend, dtype, draws, **on_it).items():
         pooled = (torch.cat([t.flatten() for t in column]) for column in zip(*drawn, strict=True))
         assert not (fault := excess(*pooled, dtype)), f"{name}: {fault}"
 

@@ -1,0 +1,118 @@
+"""Measure the GPU that is here, what torch.nn makes of it, and what fusedrnn does: `make gpu`.
+
+Needs python3 with torch, and nvcc or the program of `micro/` brought along; installs nothing and reads no corpus.
+Stages run in the order of their importance, each in a process of its own, and keep what they measured as they go. Run
+again, it goes on with what is missing. The tables come last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import micro, plan, stages, table
+from benchmarks.record import RESULTS, write_atomically
+
+SPARE = 15  # seconds of the whole for starting, and for the tables
+
+
+@dataclass(frozen=True)
+class Share:
+    """A stage, its guessed seconds, and those it may take: what is left after `later` seconds were kept for others."""
+
+    name: str
+    what: str
+    guess: float
+    later: float
+
+
+def shares() -> list[Share]:
+    """The plan. A stage takes its guess, or what the whole has left for it."""
+    problems = plan.grid()
+    one = sum(map(plan.seconds, problems))
+    return [
+        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 75, 300),
+        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 120),
+        Share("tests", "the tests marked gpu", 60, 60),
+        Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 0),
+    ]
+
+
+def allotted(share: Share, left: float) -> float:
+    return min(share.guess, max(0.0, left - share.later))
+
+
+def show_plan(minutes: float) -> None:
+    """What would run here, or where there is a GPU."""
+    left = 60 * minutes - SPARE
+    print(f"{'stage':10}{'guessed min':>12}{'given min':>11}  what")
+    for share in shares():
+        given = allotted(share, left)
+        print(f"{share.name:10}{share.guess / 60:12.1f}{given / 60:11.1f}  {share.what}")
+        left -= given
+    print(f"{minutes:g} minutes in all; what does not fit is left to the next run. The first problems:")
+    for problem in plan.grid()[:6]:
+        print(f"  {problem}: {plan.seconds(problem):.2f} s")
+
+
+def run(place: stages.Place, minutes: float) -> int:
+    """All stages; the tables; 1 if a stage failed."""
+    end = time.monotonic() + 60 * minutes - SPARE
+    worst = 0
+    for share in shares():
+        worst = max(worst, _stage(share, place, end))
+        print(flush=True)
+    show_tables(place)
+    return worst
+
+
+def _stage(share: Share, place: stages.Place, end: float) -> int:
+    """Run it, and again after an error that ends its process, as long as there is time."""
+    deadline = time.monotonic() + allotted(share, end - time.monotonic())
+    status = stages.FATAL
+    while status == stages.FATAL and (left := deadline - time.monotonic()) > 5:
+        print(f"{share.name}: {share.what}; at most {left:.0f} s", flush=True)
+        command = [sys.executable, "-m", "benchmarks.gpu.stages", share.name, str(place.folder), f"{left:.0f}"]
+        try:
+            status = subprocess.run(command, cwd=micro.ROOT, timeout=left + SPARE / 2).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{share.name}: stopped, it outran its time")
+            return 1
+    return 1 if status else 0
+
+
+def show_tables(place: stages.Place) -> None:
+    physics, cudnn, fusedrnn = place.physics(), place.rows("cudnn"), place.rows("fusedrnn")
+    kept = place.file("tests")
+    tests = json.loads(kept.read_text())["tests"] if kept.exists() else []
+    path = place.file("table").with_suffix(".md")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, table.full(physics, cudnn, fusedrnn).encode())
+    print(table.short(physics, cudnn, fusedrnn, tests))
+    print(f"\nkept in {place.folder}; every problem, with its floor, in {path}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is measured")
+    parser.add_argument("--minutes", type=float, default=9, help="for everything (default 9)")
+    parser.add_argument("--dry", action="store_true", help="show the plan and measure nothing")
+    given = parser.parse_args()
+    if given.dry:
+        show_plan(given.minutes)
+        return 0
+    if not torch.cuda.is_available():
+        print("make gpu: torch sees no CUDA GPU here; make gpu DRY=1 shows the plan", file=sys.stderr)
+        return 2
+    return run(stages.Place(given.results.resolve()), given.minutes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

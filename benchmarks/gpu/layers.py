@@ -1,0 +1,152 @@
+"""Time torch.nn, and fusedrnn's backends beside it, on problems of the grid, each behind its gate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks import gate, grid
+from benchmarks.gpu.floors import floor
+from benchmarks.gpu.micro import Physics
+from benchmarks.pairs import Spread, milliseconds, ratios
+from benchmarks.record import Failure, Record, Row
+
+SECONDS_A_SIDE, FEWEST_ROUNDS, MOST_ROUNDS = 0.1, 3, 20
+LONGEST_GRAPH = 4096  # steps; a graph has a node for each kernel, some to a step
+
+Run = Callable[[], tuple[torch.Tensor, ...]]
+Call = Callable[[], object]
+
+
+def measure(problem: grid.Problem, sides: list[str], physics: Physics) -> Record:
+    """A row for each side and clock, or the failure of a side. Every other side is measured against torch.nn, which has
+    to be one of them."""
+    record, runs, errors = Record(), {}, {}
+    x, dy = grid.inputs(problem)
+    with grid.float32_precision(problem.precision):
+        for side in sides:
+            try:
+                runs[side] = grid.layer(grid.module_of(problem, side), problem, x, dy)
+                errors[side] = gate.check_sound(problem, runs[side]())
+                if side != grid.TORCH:
+                    gate.check(problem, runs[side])
+            except (AssertionError, RuntimeError) as reason:
+                record.failures.append(_failure(problem, side, reason))
+                runs.pop(side, None)
+        for clock, calls in _clocks(problem, runs, record.failures):
+            times = _rounds(calls)
+            bound = floor(problem, physics)
+            for side, seconds in times.items():
+                rival = times.get(grid.TORCH) if side != grid.TORCH else None
+                record.rows.append(
+                    Row(
+                        str(problem),
+                        side,
+                        0,
+                        milliseconds(seconds),
+                        rival and milliseconds(rival),
+                        rival and ratios(rival, seconds),
+                        bound and Spread.of([1e3 * s / bound.ms for s in seconds]),
+                        clock,
+                        errors[side],
+                    )
+                )
+    return record
+
+
+def _failure(problem: grid.Problem, side: str, reason: Exception) -> Failure:
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    return Failure(str(problem), side, lines[0][:300])
+
+
+def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]) -> Iterator[tuple[str, dict]]:
+    """Each clock with, for each side, the call that returns its seconds. Without a GPU the wall is the only one."""
+    if not runs:
+        return
+    yield "wall", {side: on_the_wall(run) for side, run in runs.items()}
+    if problem.device != "cuda":
+        return
+    yield "events", {side: between_events(run) for side, run in runs.items()}
+    if problem.sizes.T > LONGEST_GRAPH:
+        return
+    replays = {}
+    for side, run in runs.items():
+        try:
+            replays[side] = between_events(_captured(problem, run))
+        except (AssertionError, RuntimeError) as reason:
+            failures.append(_failure(problem, f"{side} graph", reason))
+            torch.cuda.set_stream(torch.cuda.default_stream())  # a capture that fails leaves its own stream behind
+            torch.cuda.synchronize()
+    yield "graph", replays
+
+
+def on_the_wall(run: Call) -> Callable[[], float]:
+    """Seconds from the call until its work is done."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+
+    def timed() -> float:
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        return time.perf_counter() - start
+
+    return timed
+
+
+def between_events(run: Call) -> Callable[[], float]:
+    """Seconds between events on the stream before and after the call's work."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def timed() -> float:
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return timed
+
+
+def _captured(problem: grid.Problem, run: Run) -> Call:
+    """The replay of the graph of one call, after its results have passed the gate."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):  # what a first call sets up may not be captured
+        run()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    for result in results:
+        result.detach().fill_(torch.nan)
+    graph.replay()
+    gate.check_sound(problem, results)
+    return graph.replay
+
+
+def _rounds(calls: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Seconds of each side, round by round; within a round the order is reversed every second time."""
+    times: dict[str, list[float]] = {side: [] for side in calls}
+    once = {side: call() for side, call in calls.items()}
+    longest = max(once.values(), default=SECONDS_A_SIDE)
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(SECONDS_A_SIDE / longest)))
+    for index in range(rounds):
+        for side in sorted(calls, reverse=bool(index % 2)):
+            times[side].append(calls[side]())
+    return times
+
+
+def is_fatal(error: Exception) -> bool:
+    """After these the process can use the GPU no more."""
+    text = str(error)
+    return any(sign in text for sign in ("illegal memory access", "device-side assert", "unspecified launch failure"))
+
+
+def free() -> None:
+    """Give back what the last problem took: graphs hold pools of their own, and the gate keeps results."""
+    gate.forget()
+    torch.cuda.empty_cache()

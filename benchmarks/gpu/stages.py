@@ -1,0 +1,193 @@
+"""The stages of `make gpu`, each in a process of its own: what it measures, and the file it keeps that in."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import grid
+from benchmarks.gpu import layers, micro, plan
+from benchmarks.pairs import Spread
+from benchmarks.record import RESULTS, Failure, Record, file_name, save
+
+FATAL = 3  # the exit status after which a new process may go on where this one stopped
+SECONDS_BETWEEN_SAVES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where results go; and where those of earlier runs are, which are not measured again but shown."""
+
+    folder: Path
+
+    def file(self, stage: str) -> Path:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no gpu"
+        library = [] if stage == "micro" else [f"torch {torch.__version__}"]
+        return self.folder / file_name(device, *library, stage)
+
+    def rows(self, stage: str) -> Record:
+        """This run's and the earlier ones'."""
+        return Record.load(self.file(stage)).over(Record.load(RESULTS / self.file(stage).name))
+
+    def physics(self) -> micro.Physics:
+        return micro.Physics.load([self.file("micro"), RESULTS / self.file("micro").name])
+
+
+# Micro-measurements.
+
+
+def measure_micro(place: Place, deadline: float) -> None:
+    """The CUDA program, group by group, and the two rates that only a library's kernels reach."""
+    properties = torch.cuda.get_device_properties(0)
+    found = [_fact("multiprocessors", {}, properties.multi_processor_count, "")]
+
+    def keep(more: Iterable[dict]) -> None:
+        found.extend(more)
+        save(place.file("micro"), {"measurements": found})
+
+    keep(large_rates())
+    try:
+        program = micro.build(micro.architecture())
+        for group in micro.groups(program):
+            left = min(micro.SECONDS_A_GROUP, deadline - time.monotonic())
+            if left < 1:
+                keep([{"measure": group, "at": {}, "error": "no time was left"}])
+                continue
+            keep(micro.measure(program, group, left))
+    except micro.MicroError as error:
+        keep([{"measure": "program", "at": {}, "error": str(error)}])
+    errors = [m for m in found if "error" in m]
+    print(f"{len(found) - len(errors)} measurements, {len(errors)} errors")
+    for m in errors:
+        print(f"  {m['measure']} {m['at']}: {m['error']}")
+
+
+def _fact(measure: str, at: dict, value: float, unit: str) -> dict:
+    return {"measure": measure, "at": at, "value": value, "unit": unit}
+
+
+def large_rates(edge: int = 8192, copied: int = 1 << 32, device: str = "cuda") -> Iterator[dict]:
+    """A large GEMM of each precision, in TFLOP/s, and a large copy, in GB/s read and written. Random data."""
+    repeats = 10
+    for precision, dtype in grid.PRECISIONS.items():
+        with grid.float32_precision(precision):
+            a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+            seconds = _median_seconds(lambda a=a, b=b: torch.mm(a, b), repeats, device)
+        yield _fact("matrix product", {"precision": precision}, 2e-12 * edge**3 / seconds, "TFLOP/s")
+    source = torch.randint(0, 1 << 30, (copied // 4,), dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    seconds = _median_seconds(lambda: target.copy_(source), repeats, device)
+    yield _fact("copy", {}, 2e-9 * copied / seconds, "GB/s")
+
+
+def _median_seconds(run: Callable[[], object], repeats: int, device: str) -> float:
+    clock = layers.between_events(run) if device == "cuda" else layers.on_the_wall(run)
+    clock()
+    return Spread.of([clock() for _ in range(repeats)]).median
+
+
+# Layers.
+
+
+def measure_cudnn(place: Place, deadline: float) -> int:
+    """torch.nn alone, on what was not measured before."""
+    known = place.rows("cudnn")
+    done = {row.problem for row in known.rows} | {failure.problem for failure in known.failures}
+    queue = [problem for problem in plan.grid() if str(problem) not in done]
+    return _measure_rows(place, "cudnn", queue, lambda problem: [grid.TORCH], deadline)
+
+
+def measure_fusedrnn(place: Place, deadline: float) -> int:
+    """Our backends beside torch.nn: first what this stage has no row of, then what it lost, then all else."""
+    this_run, known = Record.load(place.file("fusedrnn")), place.rows("fusedrnn")
+    rows = {row.problem: row for row in known.rows if row.side == "auto" and row.clock == "events"}
+    lost = {name for name, row in rows.items() if row.ratio is not None and row.ratio.median < 1}
+    done = {row.problem for row in this_run.rows} | {failure.problem for failure in this_run.failures}
+    queue = [problem for problem in plan.grid() if str(problem) not in done]
+    queue.sort(key=lambda problem: (str(problem) in rows, str(problem) not in lost))
+    return _measure_rows(place, "fusedrnn", queue, lambda p: [grid.TORCH, *grid.our_sides(p)], deadline)
+
+
+def _measure_rows(place: Place, stage: str, queue, sides_of, deadline: float) -> int:
+    """Measure in this order until the deadline. Returns the exit status."""
+    physics, path, record = place.physics(), place.file(stage), Record()
+    measured, saved = 0, time.monotonic()
+    for problem in queue:
+        sides, now = sides_of(problem), time.monotonic()
+        if now > deadline - 1:
+            break
+        if now + len(sides) * plan.seconds(problem) > deadline:
+            continue  # a smaller one may still fit
+        try:
+            found = layers.measure(problem, sides, physics)
+        except Exception as error:
+            if not layers.is_fatal(error):
+                raise
+            record.failures += [Failure(str(problem), side, str(error).splitlines()[0]) for side in sides]
+            record.save(path)
+            return FATAL
+        record.rows += found.rows
+        record.failures += found.failures
+        measured += 1
+        layers.free()
+        if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+            record.save(path)
+            saved = time.monotonic()
+    record.save(path)
+    print(f"{measured} of {len(queue)} problems measured, {len(record.failures)} failures")
+    for failure in record.failures:
+        print(f"  {failure.problem}, {failure.side}: {failure.reason}")
+    return 0
+
+
+# Tests.
+
+
+def run_tests(place: Place, deadline: float) -> int:
+    """The tests marked `gpu`. Their folder is collected alone: what the others import may not be installed."""
+    report = place.file("tests").with_suffix(".xml")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-rN", f"--junitxml={report}"]
+    try:
+        status = subprocess.run(command, cwd=micro.ROOT, timeout=max(1, deadline - time.monotonic())).returncode
+    except subprocess.TimeoutExpired:
+        status = 1
+    tests = list(_outcomes(report)) if report.exists() else []
+    report.unlink(missing_ok=True)
+    if not tests:
+        tests = [{"name": "pytest", "outcome": "failed", "seconds": 0.0, "said": "it ended without a report"}]
+    save(place.file("tests"), {"tests": tests})
+    return status
+
+
+def _outcomes(report: Path) -> Iterator[dict]:
+    for case in ElementTree.parse(report).iter("testcase"):
+        outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        kind = {"failure": "failed", "error": "failed", "skipped": "skipped"}.get(getattr(outcome, "tag", ""), "passed")
+        said = "" if outcome is None else (outcome.get("message") or "")[:500]
+        yield {"name": f"{case.get('classname')}.{case.get('name')}", "outcome": kind,
+               "seconds": float(case.get("time") or 0), "said": said}  # fmt: skip
+
+
+STAGES = {"micro": measure_micro, "cudnn": measure_cudnn, "tests": run_tests, "fusedrnn": measure_fusedrnn}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="One stage, in this process.")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("seconds", type=float)
+    given = parser.parse_args()
+    return STAGES[given.stage](Place(given.results), time.monotonic() + given.seconds) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""On a CUDA device: every backend against float64, the modules against torch.nn, graphs, compilation, the chip.
+
+Of packages only torch and pytest are needed, so that this runs where nothing can be installed.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import PROBLEMS, Sample, assert_close_to_float64, assert_equal, cases, run
+from torch import nn
+
+import fusedrnn
+from benchmarks import grid
+from benchmarks.gpu import layers, micro
+from fusedrnn.dispatch import REGISTRY
+
+pytestmark = pytest.mark.gpu
+BACKENDS = [name for name, backend in REGISTRY.items() if "cuda" in backend.devices]
+WIDE = [Sample(cell, T=20, B=16, I=128, H=256) for cell in ("rnn_tanh", "gru", "lstm")]
+SAMPLES = [*PROBLEMS, *WIDE]
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float32, SAMPLES, "cuda"))
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_float32_error_is_at_most_twice_that_of_torch(sample, backend, precision):
+    with grid.float32_precision(precision):
+        draws = 12 if sample.saturating else 3
+        assert_close_to_float64(sample, backend, torch.float32, draws, device="cuda", precision=precision)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.bfloat16, SAMPLES, "cuda"))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_error_is_at_most_twice_that_of_torch(sample, backend, dtype):
+    assert_close_to_float64(sample, backend, dtype, draws=3, device="cuda")
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float64, SAMPLES, "cuda"))
+def test_float64_equals_the_reference(sample, backend):
+    assert_equal(run(sample, backend, torch.float64, device="cuda"), run(sample, "reference", torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float32, WIDE, "cuda"))
+def test_results_repeat_bit_for_bit(sample, backend):
+    first, second = (run(sample, backend, torch.float32, device="cuda") for _ in range(2))
+    assert_equal(first, second)
+
+
+@pytest.mark.parametrize("layout", grid.LAYOUTS)
+@pytest.mark.parametrize("precision", grid.PRECISIONS)
+@pytest.mark.parametrize("cell", grid.CELLS)
+def test_modules_agree_with_torch_eagerly_and_replayed(cell, precision, layout):
+    problem = grid.Problem(cell, "T9-B5-I12-H24", True, "cuda", precision, layout)
+    sides = [grid.TORCH, *grid.our_sides(problem)]
+    found = layers.measure(problem, sides, micro.Physics([], {}))
+    assert not found.failures
+    assert {(row.side, row.clock) for row in found.rows} == {
+        (side, clock) for side in sides for clock in ("wall", "events", "graph")
+    }
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_tokens_are_one_hot_rows(cell):
+    ours = getattr(fusedrnn, cell)(28, 64, device="cuda")
+    theirs = getattr(nn, cell)(28, 64, device="cuda")
+    theirs.load_state_dict(ours.state_dict())
+    tokens = torch.randint(28, (12, 5), device="cuda")
+    with grid.float32_precision("ieee"):
+        got, want = ours(tokens)[0], theirs(nn.functional.one_hot(tokens, 28).float())[0]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_module_compiles_whole():
+    module = fusedrnn.LSTM(12, 24, device="cuda")
+    x = torch.randn(7, 3, 12, device="cuda")
+    compiled = torch.compile(module, fullgraph=True)
+    torch.testing.assert_close(compiled(x)[0], module(x)[0])
+
+
+def test_the_program_measures_this_chip():
+    program = micro.build(micro.architecture())
+    for group in ("barriers", "functions"):
+        found = micro.measure(program, group)
+        assert found
+        assert not [m for m in found if "error" in m]
