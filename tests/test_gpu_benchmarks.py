@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import made_chip
@@ -133,6 +135,65 @@ def test_a_backend_that_cannot_is_a_failure_with_its_reason():
     problem = grid.Problem("gru", "T5-B3-I4-H6", True, "cpu", "bf16")
     found = layers.measure(problem, [grid.TORCH, "torch"], PHYSICS)
     assert "oneDNN runs lstm only" in found.failures[0].reason
+
+
+class StandIn:
+    """Graphs and events where there is no GPU: a capture keeps what the run returned, a replay writes it again."""
+
+    def __init__(self, replay_writes: bool):
+        self.replay_writes, self.results, self.captures = replay_writes, [], False
+
+    def run(self):
+        problem = grid.Problem("gru", "T5-B3-I4-H6", False)
+        results = grid.layer(grid.torch_module(problem), problem, *grid.inputs(problem))()
+        if self.captures:
+            self.results = [(result, result.clone()) for result in results]
+        return results
+
+    @contextlib.contextmanager
+    def capture(self, graph):
+        self.captures = True
+        yield
+        self.captures = False
+
+    def replay(self):
+        for result, value in self.results if self.replay_writes else ():
+            result.copy_(value)
+
+    def install(self, monkeypatch):
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "CUDAGraph": lambda: self,
+            "graph": self.capture,
+            "synchronize": lambda: None,
+            "Event": lambda enable_timing: Clock(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+class Clock:
+    def record(self):
+        self.seconds = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.seconds - self.seconds)
+
+
+def test_a_graph_is_timed_after_its_replay_wrote_the_results(monkeypatch):
+    problem = grid.Problem("gru", "T5-B3-I4-H6", False)
+    good = StandIn(replay_writes=True)
+    good.install(monkeypatch)
+    assert 0 < layers.between_events(layers.captured(problem, good.run))() < 1
+    bad = StandIn(replay_writes=False)
+    bad.install(monkeypatch)
+    with pytest.raises(AssertionError, match="result 0: relative error nan"):
+        layers.captured(problem, bad.run)
 
 
 # Files.

@@ -39,8 +39,8 @@ def shares() -> list[Share]:
     one = sum(map(plan.seconds, problems))
     return [
         Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 75, 300),
-        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 120),
-        Share("tests", "the tests marked gpu", 60, 60),
+        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 150),
+        Share("tests", "the tests marked gpu", 90, 60),
         Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 0),
     ]
 

@@ -74,7 +74,7 @@ def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]
     replays = {}
     for side, run in runs.items():
         try:
-            replays[side] = between_events(_captured(problem, run))
+            replays[side] = between_events(captured(problem, run))
         except (AssertionError, RuntimeError) as reason:
             failures.append(_failure(problem, f"{side} graph", reason))
             torch.cuda.set_stream(torch.cuda.default_stream())  # a capture that fails leaves its own stream behind
@@ -111,7 +111,7 @@ def between_events(run: Call) -> Callable[[], float]:
     return timed
 
 
-def _captured(problem: grid.Problem, run: Run) -> Call:
+def captured(problem: grid.Problem, run: Run) -> Call:
     """The replay of the graph of one call, after its results have passed the gate."""
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
@@ -147,6 +147,7 @@ def is_fatal(error: Exception) -> bool:
 
 
 def free() -> None:
-    """Give back what the last problem took: graphs hold pools of their own, and the gate keeps results."""
+    """Forget the gate's results, and give memory back once a quarter is taken: graphs hold pools of their own."""
     gate.forget()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available() and torch.cuda.memory_reserved() > torch.cuda.mem_get_info()[1] / 4:
+        torch.cuda.empty_cache()

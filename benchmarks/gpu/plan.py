@@ -68,7 +68,7 @@ def _forward(problem: Problem) -> Problem:
 # Guesses, for the plan alone: what cuDNN launches a step, a GEMM's operations a second, and those in float64.
 US_A_STEP, FLOPS = 8.0, {"ieee": 25e12, "tf32": 150e12, "bf16": 300e12, "fp16": 300e12}
 US_A_STEP_FLOAT64, FLOPS_FLOAT64 = 30.0, 20e12
-OVERHEAD, CALLS = 0.03, 30
+OVERHEAD, CALLS = 0.1, 30
 
 
 def seconds(problem: Problem) -> float:
