@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks import grid
+from benchmarks.gpu import floors
 from benchmarks.gpu.micro import Physics
+from benchmarks.pairs import Spread
+from benchmarks.record import Row
 
 MACHINE = {"gpu": "MADE INPUT, NOT MEASURED"}
 MHZ = 1000.0  # a cycle is a nanosecond
@@ -56,3 +60,10 @@ def physics() -> Physics:
 def write(path: Path) -> None:
     given = {"made": True, "machine": MACHINE, "date": "2000-01-01", "measurements": measurements()}
     path.write_text(json.dumps(given))
+
+
+def row(problem: grid.Problem, side: str = grid.TORCH, ms: float = 1.0, clock: str = "graph", ratio=None) -> Row:
+    """A row that nothing was timed for."""
+    floor = floors.floor(problem, physics())
+    over = floor and Spread.of([ms / floor.ms] * 3)
+    return Row(str(problem), side, 0, Spread(ms, ms, ms), None, ratio and Spread.of([ratio] * 3), over, clock, 1e-3)

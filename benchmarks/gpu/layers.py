@@ -33,31 +33,40 @@ def measure(problem: grid.Problem, sides: list[str], physics: Physics) -> Record
                 if side != grid.TORCH:
                     gate.check(problem, runs[side])
             except (AssertionError, RuntimeError) as reason:
-                record.failures.append(_failure(problem, side, reason))
+                record.failures.append(failure(problem, side, reason))
                 runs.pop(side, None)
         for clock, calls in _clocks(problem, runs, record.failures):
             times = _rounds(calls)
             bound = floor(problem, physics)
             for side, seconds in times.items():
                 rival = times.get(grid.TORCH) if side != grid.TORCH else None
-                record.rows.append(
-                    Row(
-                        str(problem),
-                        side,
-                        0,
-                        milliseconds(seconds),
-                        rival and milliseconds(rival),
-                        rival and ratios(rival, seconds),
-                        bound and Spread.of([1e3 * s / bound.ms for s in seconds]),
-                        clock,
-                        errors[side],
-                    )
+                row = Row(
+                    problem=str(problem),
+                    side=side,
+                    threads=0,
+                    ms=milliseconds(seconds),
+                    torch_ms=rival and milliseconds(rival),
+                    ratio=rival and ratios(rival, seconds),
+                    over_floor=bound and Spread.of([1e3 * s / bound.ms for s in seconds]),
+                    clock=clock,
+                    error=errors[side],
                 )
+                record.rows.append(row)
     return record
 
 
-def _failure(problem: grid.Problem, side: str, reason: Exception) -> Failure:
+class DeviceLost(RuntimeError):
+    """An error of the device after which the process can use it no more."""
+
+
+LAST_ERRORS = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+
+
+def failure(problem: grid.Problem, side: str, reason: Exception) -> Failure:
+    """For the record. DeviceLost where there is nothing to go on with."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    if any(sign in lines[0] for sign in LAST_ERRORS):
+        raise DeviceLost(lines[0]) from reason
     return Failure(str(problem), side, lines[0][:300])
 
 
@@ -76,7 +85,7 @@ def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]
         try:
             replays[side] = between_events(captured(problem, run))
         except (AssertionError, RuntimeError) as reason:
-            failures.append(_failure(problem, f"{side} graph", reason))
+            failures.append(failure(problem, f"{side} graph", reason))
             torch.cuda.set_stream(torch.cuda.default_stream())  # a capture that fails leaves its own stream behind
             torch.cuda.synchronize()
     yield "graph", replays
@@ -138,12 +147,6 @@ def _rounds(calls: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
         for side in sorted(calls, reverse=bool(index % 2)):
             times[side].append(calls[side]())
     return times
-
-
-def is_fatal(error: Exception) -> bool:
-    """After these the process can use the GPU no more."""
-    text = str(error)
-    return any(sign in text for sign in ("illegal memory access", "device-side assert", "unspecified launch failure"))
 
 
 def free() -> None:

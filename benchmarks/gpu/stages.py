@@ -127,16 +127,14 @@ def _measure_rows(place: Place, stage: str, queue, sides_of, deadline: float) ->
         if now + len(sides) * plan.seconds(problem) > deadline:
             continue  # a smaller one may still fit
         try:
-            found = layers.measure(problem, sides, physics)
-        except Exception as error:
-            if not layers.is_fatal(error):
-                raise
-            record.failures += [Failure(str(problem), side, str(error).splitlines()[0]) for side in sides]
+            found = _measured(problem, sides, physics)
+        except layers.DeviceLost as error:
+            record.failures += [Failure(str(problem), side, str(error)) for side in sides]
             record.save(path)
             return FATAL
         record.rows += found.rows
         record.failures += found.failures
-        measured += 1
+        measured += bool(found.rows)
         layers.free()
         if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
             record.save(path)
@@ -146,6 +144,14 @@ def _measure_rows(place: Place, stage: str, queue, sides_of, deadline: float) ->
     for failure in record.failures:
         print(f"  {failure.problem}, {failure.side}: {failure.reason}")
     return 0
+
+
+def _measured(problem: grid.Problem, sides: list[str], physics: micro.Physics) -> Record:
+    """What a problem gives; where it ends in an error, as when memory is short, a failure of each side."""
+    try:
+        return layers.measure(problem, sides, physics)
+    except RuntimeError as error:
+        return Record(failures=[layers.failure(problem, side, error) for side in sides])
 
 
 # Tests.

@@ -1,0 +1,209 @@
+"""`make gpu` without a GPU: its stages on problems of a CPU, its tables on made input, its command."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import made_chip
+import pytest
+import torch
+from made_chip import row
+
+from benchmarks import grid
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import floors, layers, micro, plan, published, stages, table
+from benchmarks.record import RESULTS, Failure, Record
+
+ROOT = Path(__file__).parent.parent
+SCHEMA = json.loads((RESULTS / "schema.json").read_text())
+PHYSICS = made_chip.physics()
+SMALL = grid.Problem("gru", "T5-B3-I4-H6", training=True)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder for results, two problems that a CPU has, and no earlier results."""
+    monkeypatch.setattr(stages, "RESULTS", tmp_path / "earlier")
+    problems = [SMALL, grid.Problem("lstm", "T4-B2-I3-H5", training=False)]
+    monkeypatch.setattr(plan, "grid", lambda: problems)
+    made = stages.Place(tmp_path / "results")
+    made.folder.mkdir()
+    return made
+
+
+def soon(seconds: float = 60) -> float:
+    return time.monotonic() + seconds
+
+
+def test_a_stage_goes_on_where_it_stopped(place, capsys):
+    assert stages.measure_cudnn(place, soon()) == 0
+    assert capsys.readouterr().out == "2 of 2 problems measured, 0 failures\n"
+    assert {r.problem for r in place.rows("cudnn").rows} == set(map(str, plan.grid()))
+    jsonschema.validate(json.loads(place.file("cudnn").read_text()), SCHEMA)
+    assert stages.measure_cudnn(place, soon()) == 0
+    assert capsys.readouterr().out == "0 of 0 problems measured, 0 failures\n"
+
+
+def test_earlier_results_are_not_measured_again_but_shown(place):
+    earlier = stages.Place(stages.RESULTS).file("cudnn")
+    Record([row(SMALL, ms=7.0)]).save(earlier)
+    stages.measure_cudnn(place, soon())
+    assert [r.problem for r in Record.load(place.file("cudnn")).rows] == [str(plan.grid()[1])]
+    assert {r.problem for r in place.rows("cudnn").rows} == set(map(str, plan.grid()))
+
+
+def test_what_was_lost_is_measured_before_what_was_won(place, monkeypatch):
+    won, lost = plan.grid()
+    rows = [row(won, "auto", clock="events", ratio=2.0), row(lost, "auto", clock="events", ratio=0.5)]
+    Record(rows).save(stages.Place(stages.RESULTS).file("fusedrnn"))
+    order = []
+    monkeypatch.setattr(layers, "measure", lambda problem, *_: order.append(problem) or Record())
+    stages.measure_fusedrnn(place, soon())
+    assert order == [lost, won]
+
+
+def test_no_row_is_begun_that_would_not_end_in_time(place, capsys):
+    stages.measure_cudnn(place, soon(1.01))
+    assert capsys.readouterr().out.startswith(("0 of 2", "1 of 2"))
+    stages.measure_cudnn(place, soon(0))
+    assert capsys.readouterr().out.startswith("0 of ")
+
+
+def test_an_error_that_ends_the_process_costs_one_row(place, monkeypatch):
+    measure = layers.measure
+
+    def breaks(problem, *arguments):
+        if problem == SMALL:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+        return measure(problem, *arguments)
+
+    monkeypatch.setattr(layers, "measure", breaks)
+    assert stages.measure_cudnn(place, soon()) == stages.FATAL
+    assert stages.measure_cudnn(place, soon()) == 0
+    kept = place.rows("cudnn")
+    assert kept.failures == [Failure(str(SMALL), grid.TORCH, "CUDA error: an illegal memory access was encountered")]
+    assert [r.problem for r in kept.rows] == [str(plan.grid()[1])]
+
+
+def test_short_memory_costs_one_row_and_not_the_process(place, monkeypatch, capsys):
+    measure = layers.measure
+
+    def breaks(problem, *arguments):
+        if problem == SMALL:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return measure(problem, *arguments)
+
+    monkeypatch.setattr(layers, "measure", breaks)
+    assert stages.measure_cudnn(place, soon()) == 0
+    kept = place.rows("cudnn")
+    assert kept.failures == [Failure(str(SMALL), grid.TORCH, "CUDA out of memory. Tried to allocate 2 GiB.")]
+    assert [r.problem for r in kept.rows] == [str(plan.grid()[1])]
+    assert capsys.readouterr().out.startswith("1 of 2 problems measured, 1 failures\n")
+
+
+def test_large_rates_are_named_as_the_floors_want_them():
+    found = list(stages.large_rates(edge=64, copied=1 << 16, device="cpu"))
+    physics = micro.Physics(found, {})
+    assert all(physics.value("matrix product", precision=precision) > 0 for precision in grid.PRECISIONS)
+    assert physics.value("copy") > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they would run")
+def test_the_gpu_tests_are_collected_and_kept(place):
+    assert stages.run_tests(place, soon()) == 0
+    kept = json.loads(place.file("tests").read_text())
+    jsonschema.validate(kept, SCHEMA)
+    assert kept["tests"]
+    assert {test["outcome"] for test in kept["tests"]} == {"skipped"}
+
+
+# Tables.
+
+
+def test_the_short_table_shows_made_input_as_such():
+    lstm = grid.Problem("lstm", "T128-B16-I256-H256", True, "cuda", "fp16")
+    packed = grid.Problem("lstm", "d2l-256", True, "cuda", "fp16", "packed")
+    cudnn = Record([row(lstm, ms=0.256), row(packed, ms=0.5), row(packed, ms=0.75, clock="wall")])
+    ours = Record([row(lstm, "auto", ratio=2.0), row(packed, "auto", ratio=0.5)], [Failure(str(lstm), "cuda", "late")])
+    told = table.short(PHYSICS, cudnn, ours, [{"outcome": "passed"}, {"outcome": "failed"}])
+    assert told.startswith("MADE INPUT, NOT MEASURED")
+    assert re.search(r"__syncthreads, 256 threads +30 cycles +30 cycles, 30 ns\n", told)
+    assert re.search(r"wgmma\n", told)  # not measured: nothing stands there
+    over = 0.256 / floors.floor(lstm, PHYSICS).ms
+    assert re.search(rf"lstm fp16 +B=1 +B=8 +B=16 .*\nH=256 +2\.00 \({over:.1f}\)\n", told)
+    assert re.search(rf"B=16 +H=64 .*\nlstm fp16 +2\.00 \({over:.1f}\)\n", told)
+    assert re.search(r"lstm d2l-256 forward\+backward cuda fp16 packed +0\.5 +0\.75\n", told)
+    assert "auto lstm fp16 forward+backward graph: 1.00 over 2, least 0.50" in told
+    assert "gpu tests: 1 passed, 1 failed, 0 skipped" in told
+    assert f"torch.nn: 2 of {len(plan.grid())} problems measured, 0 failures" in told
+    assert f"lost under auto: 1\n  {packed}" in told
+
+
+def test_the_full_table_has_a_line_for_each_problem():
+    lstm = grid.Problem("lstm", "T128-B16-I256-H256", True, "cuda", "fp16")
+    told = table.full(PHYSICS, Record([row(lstm, ms=0.256)]), Record([], [Failure("x", "cuda", "late")]))
+    floor = floors.floor(lstm, PHYSICS)
+    assert f"| {lstm} | torch.nn | 0.256 (0.256 to 0.256) |  |  |  | 0.001 | {floor.ms:.4g} | " in told
+    assert "* x, cuda: late" in told
+
+
+def test_every_published_figure_can_be_filled():
+    names = {measure for measure in re.findall(r'measured\(\s*"([^"]+)"|fact\("([^"]+)"|exchanged\("([^"]+)"',
+             "".join(path.read_text() for path in micro.SOURCES.iterdir())) for measure in measure}  # fmt: skip
+    found = published.rows(PHYSICS)
+    assert len(found) == len(published.FIGURES)
+    assert sum(bool(told) for *_, told in found) > 15
+    asked = {m["measure"] for m in made_chip.measurements()}
+    by_python = {"multiprocessors", "copy", "matrix product", "fetch by cp.async"}
+    assert asked - by_python <= names
+
+
+def test_nothing_measured_gives_tables_without_numbers():
+    told = table.short(micro.Physics([], {}), Record(), Record(), [])
+    assert told.startswith("not measured")
+    assert f"0 of {len(plan.grid())} problems measured" in told
+
+
+# The command.
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_a_dry_run_shows_the_plan_and_its_minutes():
+    done = run_command("--dry", "--minutes", "5")
+    assert done.returncode == 0, done.stderr
+    for stage in stages.STAGES:
+        assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d  \S", done.stdout, re.MULTILINE)
+    given = [float(line.split()[2]) for line in done.stdout.splitlines()[1:5]]
+    assert sum(given) <= 5
+    assert "5 minutes in all" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_command_says_so_and_keeps_nothing(tmp_path):
+    done = run_command("--results", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == "make gpu: torch sees no CUDA GPU here; make gpu DRY=1 shows the plan\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_stages_in_processes_of_their_own(tmp_path, capfd):
+    """Without a GPU each fails in its own way; the tables come all the same, and what a stage kept is there."""
+    place = stages.Place(tmp_path)
+    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 60, 0), place, soon()) == 0
+    assert json.loads(place.file("tests").read_text())["tests"]
+    assert gpu._stage(gpu.Share("micro", "the chip", 60, 0), place, soon()) == 1
+    gpu.show_tables(place)
+    told = capfd.readouterr().out
+    assert "gpu tests: 0 passed, 0 failed" in told
+    assert place.file("table").with_suffix(".md").exists()
