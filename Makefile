@@ -11,7 +11,7 @@ READY := $(VENV)/.fusedrnn-ready
 ARGS ?= timemachine --cell gru --hidden 256 --epochs 500 --lr 1 --clip 1 --seed 0
 OUT ?= runs/timemachine
 CHECK_RUN := build/train-check
-CXX_FILES = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CXX_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: help train test bench gpu build format lint types train-check pytest clean
 .NOTPARALLEL:

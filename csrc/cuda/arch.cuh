@@ -4,6 +4,8 @@
 // Communication Instructions", "Warp Level Matrix Instructions", "Asynchronous Warpgroup Level Matrix Instructions").
 // Shared memory is addressed by 32-bit numbers: those of the CTA itself name its own memory in the cluster's window too,
 // and `map_to_rank` turns one into the same place in the CTA of another rank.
+//
+// host/ has the same functions for the CPU, so that kernels can be run and checked where there is no GPU.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +13,9 @@
 namespace fusedrnn::arch {
 
 #define FUSEDRNN_DEVICE __device__ __forceinline__
+
+// Declares `name`, the dynamic shared memory of the CTA, as T*.
+#define FUSEDRNN_DYNAMIC_SHARED(T, name) extern __shared__ __align__(1024) T name[]
 
 // Clocks.
 

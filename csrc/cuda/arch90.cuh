@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arch.cuh"
+#include "descriptor.cuh"
 
 namespace fusedrnn::arch {
 
@@ -22,14 +23,14 @@ FUSEDRNN_DEVICE uint32_t cluster_size() {
 
 // All threads of all CTAs of the cluster meet; what was written before is seen after.
 FUSEDRNN_DEVICE void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // They meet and nothing more: no write is ordered by it.
 FUSEDRNN_DEVICE void cluster_barrier_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+  asm volatile("barrier.cluster.wait;" ::: "memory");
 }
 
 FUSEDRNN_DEVICE uint32_t map_to_rank(uint32_t shared, uint32_t rank) {
@@ -143,13 +144,13 @@ FUSEDRNN_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.share
 
 FUSEDRNN_DEVICE void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 FUSEDRNN_DEVICE void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-FUSEDRNN_DEVICE void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
-// Describes B in shared memory, without swizzle, the rows of B running along k: tiles of 8 columns by 16 bytes of k,
-// each 128 contiguous bytes; `along_k` and `along_n` bytes from one tile to the next.
-FUSEDRNN_DEVICE uint64_t describe_tiles(uint32_t shared, uint32_t along_k, uint32_t along_n) {
-  const auto encoded = [](uint32_t bytes) { return static_cast<uint64_t>((bytes & 0x3ffff) >> 4); };
-  return encoded(shared) | encoded(along_k) << 16 | encoded(along_n) << 32;
+// Until all products committed have ended. No use of the sums `d` moves up across it.
+template <int count>
+FUSEDRNN_DEVICE void warpgroup_wait(float (&d)[count]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 FUSEDRNN_DEVICE void wgmma_bf16(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {

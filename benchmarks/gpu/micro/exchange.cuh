@@ -87,14 +87,17 @@ __device__ void count_wrong(Report* report, const uint32_t* inbox, uint32_t byte
 inline size_t boxes(int inboxes, int outboxes, int bytes) { return size_t(inboxes + outboxes) * bytes + 2 * 8; }
 
 // Each step every CTA sends its message to every CTA of the cluster, itself too, and goes on once all have come: what a
-// recurrence does with its slices of h. Inboxes and barriers are double, by the parity of the step. A thread sends
-// message s + 2 after it has seen all messages s + 1, in which every thread of the cluster has a part, and it sent that
-// after it had seen, and read, all messages s. So nobody waits any more for, or reads, what s + 2 overwrites.
+// recurrence does with its slices of h. Nothing but the messages holds the threads of a CTA together, and a thread may
+// have a part in those to one CTA alone. While thread t of CTA Y still waits for messages s, or reads them, a CTA Z that
+// it sends to has not all messages s + 1; so no message s + 2 of Z is sent, no CTA has all messages s + 2, and none sends
+// message s + 3. So three inboxes by turns do, and two barriers: t finds the phase of s ended, that of s + 2 not.
+constexpr uint32_t kInboxes = 3;
+
 template <Way way, Scope scope>
 __global__ void exchange_kernel(Report* report, int reps, uint32_t bytes, bool verify) {
-  extern __shared__ __align__(128) uint32_t memory[];
+  FUSEDRNN_DYNAMIC_SHARED(uint32_t, memory);
   const uint32_t n = arch::cluster_size(), rank = arch::cluster_rank(), words = bytes / 4;
-  uint32_t* const outbox = memory + 2 * n * words;
+  uint32_t* const outbox = memory + kInboxes * n * words;
   const uint32_t barriers = arch::shared_address(outbox + 2 * words), inboxes = arch::shared_address(memory);
   if (threadIdx.x == 0) {
     for (uint32_t parity = 0; parity < 2; ++parity) {
@@ -107,15 +110,15 @@ __global__ void exchange_kernel(Report* report, int reps, uint32_t bytes, bool v
   Patience patience(report);
   Stopwatch watch;
   watch.start();
-  for (uint32_t step = 0; step < reps; ++step) {
-    const uint32_t parity = step & 1, barrier = barriers + 8 * parity, inbox = inboxes + parity * n * bytes;
+  for (uint32_t step = 0, turn = 0; step < reps; ++step, turn = turn + 1 < kInboxes ? turn + 1 : 0) {
+    const uint32_t parity = step & 1, barrier = barriers + 8 * parity, inbox = inboxes + turn * n * bytes;
     send<way>(step, bytes, 0, n, inbox + rank * bytes, barrier, outbox + parity * words);
     patience.wait([&] { return try_wait<scope>(barrier, step >> 1 & 1); });
     __syncwarp();
     if (threadIdx.x == 0) arch::arrive_expecting(barrier, n * bytes);
     if (verify) {
       for (uint32_t from = 0; from < n; ++from)
-        count_wrong(report, memory + (parity * n + from) * words, bytes, step, from);
+        count_wrong(report, memory + (turn * n + from) * words, bytes, step, from);
     }
   }
   watch.stop(report);
@@ -126,7 +129,7 @@ __global__ void exchange_kernel(Report* report, int reps, uint32_t bytes, bool v
 // comes again only after it went round, so one inbox and one barrier do.
 template <Way way, Scope scope>
 __global__ void ring_kernel(Report* report, int reps, uint32_t bytes, bool verify) {
-  extern __shared__ __align__(128) uint32_t memory[];
+  FUSEDRNN_DYNAMIC_SHARED(uint32_t, memory);
   const uint32_t n = arch::cluster_size(), rank = arch::cluster_rank(), words = bytes / 4;
   const uint32_t before = (rank + n - 1) % n, after = (rank + 1) % n;
   uint32_t* const outbox = memory + words;
@@ -167,7 +170,8 @@ template <Way way, Scope scope = Scope::cluster>
 void exchanges_by(const char* packet) {
   for (int n : {2, 4, 8, 16}) {
     for (int bytes : {16, 64, 256, 1024, 4096}) {
-      Shape shape{.ctas = n, .threads = threads_for(way, n, bytes), .cluster = n, .shared = boxes(2 * n, 2, bytes)};
+      Shape shape{
+          .ctas = n, .threads = threads_for(way, n, bytes), .cluster = n, .shared = boxes(kInboxes * n, 2, bytes)};
       exchanged("exchange", shape, packet, exchange_kernel<way, scope>, bytes, n);
       shape.threads = threads_for(way, 1, bytes), shape.shared = boxes(1, 1, bytes);
       exchanged("ring", shape, packet, ring_kernel<way, scope>, bytes, n);
@@ -287,7 +291,7 @@ inline void clusters() {
 
 // As fetch_kernel, by the copy engine; one warp, so that no thread falls behind.
 __global__ void bulk_fetch_kernel(Report* report, int reps, const uint4* from, int bytes, bool own) {
-  extern __shared__ __align__(128) uint4 data[];
+  FUSEDRNN_DYNAMIC_SHARED(uint4, data);
   __shared__ uint64_t barrier_memory;
   const uint32_t barrier = arch::shared_address(&barrier_memory), to = arch::shared_address(data);
   const uint4* source = from + (own ? size_t(blockIdx.x) * (bytes / 16) : 0);

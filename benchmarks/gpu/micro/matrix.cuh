@@ -192,8 +192,7 @@ __global__ __launch_bounds__(256, 1) void wgmma_kernel(Report* report, int reps)
     for (int k = 0; k < kDepth / 16; ++k)
       arch::wgmma_bf16(d, a[k], arch::describe_tiles(start + 2 * 2 * tile * k, 2 * tile, 2 * tile * (kDepth / 8)));
     arch::warpgroup_commit();
-    arch::warpgroup_wait();
-    for (float& sum : d) asm volatile("" : "+f"(sum)::"memory");  // no use of the sums moves up across the wait
+    arch::warpgroup_wait(d);
   }
   __syncthreads();
   watch.stop(report);

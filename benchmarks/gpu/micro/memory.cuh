@@ -109,7 +109,7 @@ inline void loads() {
 
 // Each repetition brings `bytes` of every CTA's own region, or of one region for all, and waits for them.
 __global__ void fetch_kernel(Report* report, int reps, const uint4* from, int bytes, bool own) {
-  extern __shared__ uint4 data[];
+  FUSEDRNN_DYNAMIC_SHARED(uint4, data);
   const uint4* source = from + (own ? size_t(blockIdx.x) * (bytes / 16) : 0);
   const uint32_t to = arch::shared_address(data);
   Stopwatch watch;
