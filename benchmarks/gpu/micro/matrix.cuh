@@ -74,7 +74,7 @@ constexpr int kExact = 512;  // repetitions up to which sums are exact: 512 * 25
 
 // `tiles` products of 16 rows each that do not wait for each other, by `columns` / 8 fragments of B, all in registers.
 template <class Type, int tiles, int columns>
-__global__ void mma_registers_kernel(Report* report, int reps) {
+__global__ __launch_bounds__(512) void mma_registers_kernel(Report* report, int reps) {
   constexpr int n = columns / 8;
   const uint32_t row = threadIdx.x / 32 * tiles * 16;
   uint32_t a[tiles][4], b[n][2];
