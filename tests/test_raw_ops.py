@@ -45,7 +45,9 @@ def fits(kind: str, sample: str, operand: str, misfit: str) -> bool:
 
 
 def worker(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, WORKER, *arguments], capture_output=True, text=True, timeout=250)
+    environment = os.environ | {"PYTHONPATH": str(WORKER.parent.parent)}  # `benchmarks` lies at the root
+    command = [sys.executable, WORKER, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
 
 
 @pytest.fixture(scope="module")
