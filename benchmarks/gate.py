@@ -12,8 +12,9 @@ from benchmarks.precision import excess
 
 Results = list[torch.Tensor]
 
-# What torch.nn itself may be away from float64, relative to a result's norm: a layer that is wrong is away by about 1.
-SOUND = {"ieee": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+# What torch.nn itself may be away from float64, relative to a result's norm. A layer that is wrong is away by about 1;
+# one that sums gradients over many steps in 16 bits is not wrong, but imprecise.
+SOUND = {"ieee": 1e-3, "tf32": 3e-2, "fp16": 0.2, "bf16": 0.2}
 
 
 @functools.lru_cache(maxsize=2)  # rows of one problem come one after another

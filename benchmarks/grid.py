@@ -192,7 +192,11 @@ def inputs(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def layer(module: nn.RNNBase, problem: Problem, x: torch.Tensor, dy: torch.Tensor):
-    """The function that is timed: input to output, in training on to the gradients of x and of every weight."""
+    """The function that is timed: input to output, in training on to the gradients of x and of every weight.
+
+    The module is set to training or not: in training cuDNN keeps what backward needs, wanted or not.
+    """
+    module.train(problem.training)
     batch_sizes = problem.batch_sizes() if problem.layout == "packed" else None
 
     def forward():

@@ -70,7 +70,7 @@ MADE_TOGETHER = [
         Mistake("no wait", "exchange by 16", EXCHANGE, WAIT, "", "more arrivals than"),
         Mistake("ring not armed again", "ring by", EXCHANGE, ARM_ONE, "", STUCK),
         Mistake("stores not released", "posted stores", EXCHANGE, "arch::cluster_barrier();\n  for (int k",
-                "arch::cluster_barrier_relaxed();\n  for (int k", f"{WRONG}|{ENDED}"),
+                "arch::cluster_barrier_without_release();\n  for (int k", f"{WRONG}|{ENDED}"),
     ]),
     ("exchange", [
         Mistake("one parity", "exchange by 16", EXCHANGE, "step >> 1 & 1", "0", "more arrivals than"),

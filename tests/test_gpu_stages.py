@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import made_chip
@@ -105,6 +106,44 @@ def test_short_memory_costs_one_row_and_not_the_process(place, monkeypatch, caps
     assert kept.failures == [Failure(str(SMALL), grid.TORCH, "CUDA out of memory. Tried to allocate 2 GiB.")]
     assert [r.problem for r in kept.rows] == [str(plan.grid()[1])]
     assert capsys.readouterr().out.startswith("1 of 2 problems measured, 1 failures\n")
+
+
+def test_after_a_failed_capture_a_new_process_goes_on(place, monkeypatch):
+    measure = layers.measure
+
+    def breaks(problem, *arguments):
+        found = measure(problem, *arguments)
+        if problem == SMALL:
+            found.failures.append(Failure(str(problem), f"{grid.TORCH} {layers.GRAPH}", "operation not permitted"))
+        return found
+
+    monkeypatch.setattr(layers, "measure", breaks)
+    assert stages.measure_cudnn(place, soon()) == stages.FATAL
+    assert {r.clock for r in place.rows("cudnn").rows} == {"wall"}  # what was measured before it is kept
+    assert stages.measure_cudnn(place, soon()) == 0
+    kept = place.rows("cudnn")
+    assert {r.problem for r in kept.rows} == set(map(str, plan.grid()))
+    assert [f.reason for f in kept.failures] == ["operation not permitted"]
+
+
+def test_a_process_that_dies_over_a_problem_is_replaced(place, monkeypatch):
+    first, second = map(str, plan.grid())
+    started = []
+
+    def dies_over_the_first(command, **_):
+        started.append(command)
+        if len(started) == 1:
+            place.under_way("cudnn").write_text(f"{first}\n{grid.TORCH}")
+            return SimpleNamespace(returncode=-11)
+        return SimpleNamespace(returncode=stages.measure_cudnn(place, soon()))
+
+    monkeypatch.setattr(gpu.subprocess, "run", dies_over_the_first)
+    assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 0), place, soon()) == 0
+    assert len(started) == 2
+    kept = place.rows("cudnn")
+    assert kept.failures == [Failure(first, grid.TORCH, "the process that measured it ended")]
+    assert [r.problem for r in kept.rows] == [second]
+    assert not place.under_way("cudnn").exists()
 
 
 def test_large_rates_are_named_as_the_floors_want_them():

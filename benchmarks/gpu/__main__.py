@@ -38,7 +38,7 @@ def shares() -> list[Share]:
     problems = plan.grid()
     one = sum(map(plan.seconds, problems))
     return [
-        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 75, 300),
+        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 300),
         Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 150),
         Share("tests", "the tests marked gpu", 90, 60),
         Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 0),
@@ -74,18 +74,22 @@ def run(place: stages.Place, minutes: float) -> int:
 
 
 def _stage(share: Share, place: stages.Place, end: float) -> int:
-    """Run it, and again after an error that ends its process, as long as there is time."""
+    """Run it, and again where its process ended over a problem, as long as there is time."""
     deadline = time.monotonic() + allotted(share, end - time.monotonic())
-    status = stages.FATAL
-    while status == stages.FATAL and (left := deadline - time.monotonic()) > 5:
+    while (left := deadline - time.monotonic()) > 5:
         print(f"{share.name}: {share.what}; at most {left:.0f} s", flush=True)
         command = [sys.executable, "-m", "benchmarks.gpu.stages", share.name, str(place.folder), f"{left:.0f}"]
         try:
             status = subprocess.run(command, cwd=micro.ROOT, timeout=left + SPARE / 2).returncode
         except subprocess.TimeoutExpired:
             print(f"{share.name}: stopped, it outran its time")
+            place.under_way(share.name).unlink(missing_ok=True)
             return 1
-    return 1 if status else 0
+        fell = place.under_way(share.name).exists()
+        stages.bury(place, share.name)
+        if status != stages.FATAL and not fell:
+            return 1 if status else 0
+    return 1
 
 
 def show_tables(place: stages.Place) -> None:

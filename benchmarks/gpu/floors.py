@@ -120,6 +120,8 @@ def _fetch_rates(physics: Physics, sms: int) -> list[float]:
     """Bytes a cycle from L2 to the shared memory of an SM, all of them fetching."""
     names = ("fetch by cp.async", "fetch by the copy engine")
     found = [m for name in names for m in physics.find(name, ctas=sms, regions=sms)]
+    if not found:
+        raise Missing("fetch")
     return [m["work"] / m["cycles"]["median"] for m in found]
 
 

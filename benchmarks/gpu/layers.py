@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks import gate, grid
+from benchmarks.gpu import plan
 from benchmarks.gpu.floors import floor
 from benchmarks.gpu.micro import Physics
 from benchmarks.pairs import Spread, milliseconds, ratios
 from benchmarks.record import Failure, Record, Row
 
-SECONDS_A_SIDE, FEWEST_ROUNDS, MOST_ROUNDS = 0.1, 3, 20
 LONGEST_GRAPH = 4096  # steps; a graph has a node for each kernel, some to a step
+GRAPH = "capture"  # what the side of a failure ends with when its graph could not be captured
 
 Run = Callable[[], tuple[torch.Tensor, ...]]
 Call = Callable[[], object]
@@ -59,7 +60,10 @@ class DeviceLost(RuntimeError):
     """An error of the device after which the process can use it no more."""
 
 
-LAST_ERRORS = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+LAST_ERRORS = (
+    *("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address"),
+    *("illegal instruction", "invalid program counter", "hardware stack", "launch timed out", "EXECUTION_FAILED"),
+)
 
 
 def failure(problem: grid.Problem, side: str, reason: Exception) -> Failure:
@@ -78,16 +82,15 @@ def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]
     if problem.device != "cuda":
         return
     yield "events", {side: between_events(run) for side, run in runs.items()}
-    if problem.sizes.T > LONGEST_GRAPH:
+    if problem.sizes.T > LONGEST_GRAPH or problem.layout == "packed":  # its sizes are read on the host
         return
     replays = {}
     for side, run in runs.items():
         try:
             replays[side] = between_events(captured(problem, run))
         except (AssertionError, RuntimeError) as reason:
-            failures.append(failure(problem, f"{side} graph", reason))
-            torch.cuda.set_stream(torch.cuda.default_stream())  # a capture that fails leaves its own stream behind
-            torch.cuda.synchronize()
+            failures.append(failure(problem, f"{side} {GRAPH}", reason))
+            return
     yield "graph", replays
 
 
@@ -141,9 +144,7 @@ def _rounds(calls: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
     """Seconds of each side, round by round; within a round the order is reversed every second time."""
     times: dict[str, list[float]] = {side: [] for side in calls}
     once = {side: call() for side, call in calls.items()}
-    longest = max(once.values(), default=SECONDS_A_SIDE)
-    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(SECONDS_A_SIDE / longest)))
-    for index in range(rounds):
+    for index in range(plan.rounds(max(once.values()))):
         for side in sorted(calls, reverse=bool(index % 2)):
             times[side].append(calls[side]())
     return times

@@ -68,7 +68,14 @@ def _forward(problem: Problem) -> Problem:
 # Guesses, for the plan alone: what cuDNN launches a step, a GEMM's operations a second, and those in float64.
 US_A_STEP, FLOPS = 8.0, {"ieee": 25e12, "tf32": 150e12, "bf16": 300e12, "fp16": 300e12}
 US_A_STEP_FLOAT64, FLOPS_FLOAT64 = 30.0, 20e12
-OVERHEAD, CALLS = 0.1, 30
+OVERHEAD, CALLS_ASIDE = 0.1, 6  # seconds; the gate's, first ones, those captured
+
+SECONDS_A_SIDE, FEWEST_ROUNDS, MOST_ROUNDS = 0.1, 3, 20
+
+
+def rounds(call: float) -> int:
+    """How often a call of so many seconds is timed by each clock."""
+    return max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(SECONDS_A_SIDE / call)))
 
 
 def seconds(problem: Problem) -> float:
@@ -77,4 +84,5 @@ def seconds(problem: Problem) -> float:
     steps = passes * problem.sizes.T * problem.layers * 1e-6
     operations = passes * sum(2 * rows * inputs * columns for rows, inputs, columns in problem.products())
     call = max(US_A_STEP * steps, operations / FLOPS[problem.precision])
-    return OVERHEAD + max(US_A_STEP_FLOAT64 * steps, operations / FLOPS_FLOAT64) + CALLS * call
+    calls = CALLS_ASIDE + 3 * rounds(call)
+    return OVERHEAD + max(US_A_STEP_FLOAT64 * steps, operations / FLOPS_FLOAT64) + calls * call

@@ -63,8 +63,8 @@ FIGURES = (
     Figure("grid barrier, 132 CTAs", "1.3 us", _cycles("grid barrier", ctas=132)),
     Figure("tagged packets, 128 CTAs, 96 bytes each", "", _cycles("tagged packets", group=128, bytes=96)),
     Figure("tagged packets, groups of 64", "", _cycles("tagged packets", ctas=128, group=64, bytes=96)),
-    Figure("cluster barrier, 8 CTAs", "", _cycles("cluster barrier", ctas=8, order="release")),
-    Figure("cluster barrier, 8 CTAs, no order", "", _cycles("cluster barrier", ctas=8, order="none")),
+    Figure("cluster barrier, 8 CTAs", "", _cycles("cluster barrier", ctas=8, order="release, acquire")),
+    Figure("the same without a release", "", _cycles("cluster barrier", ctas=8, order="acquire")),
     Figure("posted store, 16 bytes a lane, 8 warps", "35 cycles (B300)", _cycles("posted stores", ctas=2, warps=8)),
     Figure("answer through a remote store, there and back", "", _cycles("answer", order="relaxed")),
     *(

@@ -33,6 +33,10 @@ class Place:
         library = [] if stage == "micro" else [f"torch {torch.__version__}"]
         return self.folder / file_name(device, *library, stage)
 
+    def under_way(self, stage: str) -> Path:
+        """Names the problem that is being measured, for the process that comes after one that ended over it."""
+        return self.file(stage).with_suffix(".now")
+
     def rows(self, stage: str) -> Record:
         """This run's and the earlier ones'."""
         return Record.load(self.file(stage)).over(Record.load(RESULTS / self.file(stage).name))
@@ -53,7 +57,10 @@ def measure_micro(place: Place, deadline: float) -> None:
         found.extend(more)
         save(place.file("micro"), {"measurements": found})
 
-    keep(large_rates())
+    try:
+        keep(large_rates())
+    except RuntimeError as error:
+        keep([{"measure": "matrix product", "at": {}, "error": str(error).splitlines()[0]}])
     try:
         program = micro.build(micro.architecture())
         for group in micro.groups(program):
@@ -97,6 +104,15 @@ def _median_seconds(run: Callable[[], object], repeats: int, device: str) -> flo
 # Layers.
 
 
+def bury(place: Place, stage: str) -> None:
+    """Record as a failure the problem over which the last process of the stage ended."""
+    path = place.under_way(stage)
+    if path.exists():
+        problem, side = path.read_text().splitlines()
+        Record(failures=[Failure(problem, side, "the process that measured it ended")]).save(place.file(stage))
+        path.unlink()
+
+
 def measure_cudnn(place: Place, deadline: float) -> int:
     """torch.nn alone, on what was not measured before."""
     known = place.rows("cudnn")
@@ -119,27 +135,33 @@ def measure_fusedrnn(place: Place, deadline: float) -> int:
 def _measure_rows(place: Place, stage: str, queue, sides_of, deadline: float) -> int:
     """Measure in this order until the deadline. Returns the exit status."""
     physics, path, record = place.physics(), place.file(stage), Record()
-    measured, saved = 0, time.monotonic()
+    measured, saved, under_way = 0, time.monotonic(), place.under_way(stage)
     for problem in queue:
         sides, now = sides_of(problem), time.monotonic()
         if now > deadline - 1:
             break
         if now + len(sides) * plan.seconds(problem) > deadline:
             continue  # a smaller one may still fit
+        under_way.write_text(f"{problem}\n{sides[-1]}")
         try:
             found = _measured(problem, sides, physics)
         except layers.DeviceLost as error:
-            record.failures += [Failure(str(problem), side, str(error)) for side in sides]
-            record.save(path)
-            return FATAL
+            found = Record(failures=[Failure(str(problem), side, str(error)) for side in sides])
+            lost = True
+        else:  # torch cannot go on after a capture that failed: its allocator counts it as under way
+            lost = any(failure.side.endswith(layers.GRAPH) for failure in found.failures)
         record.rows += found.rows
         record.failures += found.failures
         measured += bool(found.rows)
-        layers.free()
-        if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+        if lost or time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
             record.save(path)
             saved = time.monotonic()
+        if lost:
+            under_way.unlink()
+            return FATAL
+        layers.free()
     record.save(path)
+    under_way.unlink(missing_ok=True)
     print(f"{measured} of {len(queue)} problems measured, {len(record.failures)} failures")
     for failure in record.failures:
         print(f"  {failure.problem}, {failure.side}: {failure.reason}")
@@ -150,7 +172,7 @@ def _measured(problem: grid.Problem, sides: list[str], physics: micro.Physics) -
     """What a problem gives; where it ends in an error, as when memory is short, a failure of each side."""
     try:
         return layers.measure(problem, sides, physics)
-    except RuntimeError as error:
+    except Exception as error:
         return Record(failures=[layers.failure(problem, side, error) for side in sides])
 
 
@@ -161,9 +183,12 @@ def run_tests(place: Place, deadline: float) -> int:
     """The tests marked `gpu`. Their folder is collected alone: what the others import may not be installed."""
     report = place.file("tests").with_suffix(".xml")
     report.parent.mkdir(parents=True, exist_ok=True)
+    left = max(10, deadline - time.monotonic())
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-rN", f"--junitxml={report}"]
+    # The session ends with a report after the test in which its time runs out, and that test has a limit too.
+    command += [f"--session-timeout={0.7 * left:.0f}", f"--timeout={0.2 * left:.0f}"]
     try:
-        status = subprocess.run(command, cwd=micro.ROOT, timeout=max(1, deadline - time.monotonic())).returncode
+        status = subprocess.run(command, cwd=micro.ROOT, timeout=left).returncode
     except subprocess.TimeoutExpired:
         status = 1
     tests = list(_outcomes(report)) if report.exists() else []

@@ -27,10 +27,10 @@ FUSEDRNN_DEVICE void cluster_barrier() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// They meet and nothing more: no write is ordered by it.
-FUSEDRNN_DEVICE void cluster_barrier_relaxed() {
+// The same for a thread that wrote nothing others are to see.
+FUSEDRNN_DEVICE void cluster_barrier_without_release() {
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-  asm volatile("barrier.cluster.wait;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 FUSEDRNN_DEVICE uint32_t map_to_rank(uint32_t shared, uint32_t rank) {

@@ -32,7 +32,8 @@ void all() {
     const Shape shape{.ctas = 2 * n, .threads = 64, .cluster = n};  // two clusters
     const std::string at = ", " + std::to_string(n) + " CTAs";
     cases::check("cluster barrier" + at, [&] { return run(shape, cluster_barrier_kernel<true>, kReps); });
-    cases::check("relaxed cluster barrier" + at, [&] { return run(shape, cluster_barrier_kernel<false>, kReps); });
+    cases::check("cluster barrier without release" + at,
+                 [&] { return run(shape, cluster_barrier_kernel<false>, kReps); });
     cases::check("posted stores" + at, [&] { return run(shape, posted_stores_kernel, 24); });
   }
   const Shape two{.ctas = 2, .threads = 1, .cluster = 2};

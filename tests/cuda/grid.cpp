@@ -56,7 +56,7 @@ void loads_and_barriers() {
   DeviceArray<uint32_t> slots(count * kLine);
   cases::check("fill slots", [&] { return run({.ctas = 2, .threads = 64}, fill_slots_kernel, slots, count); });
   cases::check("global load",
-               [&] { return run({.threads = 1}, global_latency_kernel, reps, slots, last_slot(reps, count)); });
+               [&] { return run({.threads = 1}, global_latency_kernel, reps, slots, 5, last_slot(reps, count, 5)); });
   cases::check("shared load", [&] { return run({.threads = 64}, shared_latency_kernel, reps, last_slot(reps, 1024)); });
   cases::check("shared read", [&] { return run({.threads = 64}, shared_rate_kernel, reps, 512); });
   cases::check("syncthreads", [&] { return run({.threads = 80}, syncthreads_kernel, kReps); });

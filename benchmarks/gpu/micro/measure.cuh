@@ -165,7 +165,7 @@ struct Slope {
 
 // `launch(reps)` runs the kernel. Many repetitions last about a millisecond, and are some thousands.
 inline Slope slope(const std::function<Report(int)>& launch) {
-  constexpr int few = 512, rounds = 25, multiple = 32;
+  constexpr int few = 256, rounds = 25, multiple = 32;
   constexpr double enough = 2e6;
   launch(few);
   const Report one = launch(few), four = launch(4 * few);
@@ -221,8 +221,12 @@ struct Work {
 };
 
 // An error of the device is final for the process and is passed on; all others leave a line and the next one runs.
-inline void measured(const char* measure, const At& at, const std::function<Report(int)>& launch, Work work = {}) {
+// `verify` comes first, where checking what a repetition did would take part of its time.
+inline void measured(
+    const char* measure, const At& at, const std::function<Report(int)>& launch, Work work = {},
+    const std::function<void()>& verify = [] {}) {
   try {
+    verify();
     const Slope s = slope(launch);
     char text[80];
     std::snprintf(text, sizeof text, ", \"work\": %.6g, \"unit\": \"%s\", \"mhz\": %.1f", work.amount, work.unit,

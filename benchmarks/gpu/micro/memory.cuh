@@ -27,10 +27,9 @@ __host__ __device__ constexpr uint32_t next_slot(uint32_t i, uint32_t count) {
   return (i * 1664525u + 1013904223u) & (count - 1);
 }
 
-inline uint32_t last_slot(int reps, uint32_t count) {
-  uint32_t i = 0;
-  for (int k = 0; k < reps; ++k) i = next_slot(i, count);
-  return i;
+inline uint32_t last_slot(int reps, uint32_t count, uint32_t first = 0) {
+  for (int k = 0; k < reps; ++k) first = next_slot(first, count);
+  return first;
 }
 
 __global__ void shared_latency_kernel(Report* report, int reps, uint32_t last) {
@@ -55,21 +54,26 @@ __global__ void fill_slots_kernel(Report* report, uint32_t* slots, uint32_t coun
     slots[size_t(i) * kLine] = next_slot(i, count) * kLine;
 }
 
-__global__ void global_latency_kernel(Report* report, int reps, const uint32_t* slots, uint32_t last) {
+__global__ void global_latency_kernel(Report* report, int reps, const uint32_t* slots, uint32_t first, uint32_t last) {
   Stopwatch watch;
   watch.start();
-  uint32_t at = 0;
+  uint32_t at = first * kLine;
 #pragma unroll 16
   for (int i = 0; i < reps; ++i) at = arch::load_l2(slots + at);
   watch.stop(report);
   if (at != last * kLine) atomicAdd(&report->wrong, 1u);
 }
 
+// Each launch goes on where the last one ended, so that many slots take long to come round again.
 inline void global_latency(const char* where, uint32_t count) {
   DeviceArray<uint32_t> slots(size_t(count) * kLine);
   run({.ctas = 256}, fill_slots_kernel, slots, count);
-  measured(where, At()("bytes", 4l * kLine * count),
-           [&](int reps) { return run({.threads = 1}, global_latency_kernel, reps, slots, last_slot(reps, count)); });
+  uint32_t first = 0;
+  measured(where, At()("bytes", 4l * kLine * count), [&](int reps) {
+    const uint32_t begun = first;
+    first = last_slot(reps, count, begun);
+    return run({.threads = 1}, global_latency_kernel, reps, slots, begun, first);
+  });
 }
 
 // Every warp reads its CTA's 16 KB again and again, 16 bytes a lane. `stride` is 512, which the compiler does not know:

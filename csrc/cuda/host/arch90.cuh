@@ -12,13 +12,13 @@ namespace fusedrnn::arch {
 FUSEDRNN_DEVICE uint32_t cluster_rank() { return host::self->cta->rank; }
 FUSEDRNN_DEVICE uint32_t cluster_size() { return host::self->cta->cluster->ctas.size(); }
 
-FUSEDRNN_DEVICE void cluster_barrier_relaxed() {
+FUSEDRNN_DEVICE void cluster_barrier_without_release() {
   host::grid->meet(host::self->cta->cluster->meeting, "the barrier of their cluster");
 }
 
 FUSEDRNN_DEVICE void cluster_barrier() {
   host::grid->release(*host::self->cta);
-  cluster_barrier_relaxed();
+  cluster_barrier_without_release();
 }
 
 FUSEDRNN_DEVICE uint32_t map_to_rank(uint32_t shared, uint32_t rank) {
