@@ -138,7 +138,7 @@ def test_a_process_that_dies_over_a_problem_is_replaced(place, monkeypatch):
         return SimpleNamespace(returncode=stages.measure_cudnn(place, soon()))
 
     monkeypatch.setattr(gpu.subprocess, "run", dies_over_the_first)
-    assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 0), place, soon()) == 0
+    assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 1), place, soon()) == 0
     assert len(started) == 2
     kept = place.rows("cudnn")
     assert kept.failures == [Failure(first, grid.TORCH, "the process that measured it ended")]
@@ -225,7 +225,16 @@ def test_a_dry_run_shows_the_plan_and_its_minutes():
         assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d  \S", done.stdout, re.MULTILINE)
     given = [float(line.split()[2]) for line in done.stdout.splitlines()[1:5]]
     assert sum(given) <= 5
+    assert all(given)
     assert "5 minutes in all" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--minutes", "0"), ("--minutes", "soon"), ("--results", "README.md")])
+def test_bad_options_are_refused_in_a_line(arguments):
+    done = run_command("--dry", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("make gpu: error: ") and arguments[0] in last
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -239,9 +248,9 @@ def test_without_a_gpu_the_command_says_so_and_keeps_nothing(tmp_path):
 def test_all_stages_in_processes_of_their_own(tmp_path, capfd):
     """Without a GPU each fails in its own way; the tables come all the same, and what a stage kept is there."""
     place = stages.Place(tmp_path)
-    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 60, 0), place, soon()) == 0
+    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 60, 1), place, soon()) == 0
     assert json.loads(place.file("tests").read_text())["tests"]
-    assert gpu._stage(gpu.Share("micro", "the chip", 60, 0), place, soon()) == 1
+    assert gpu._stage(gpu.Share("micro", "the chip", 60, 1), place, soon()) == 1
     gpu.show_tables(place)
     told = capfd.readouterr().out
     assert "gpu tests: 0 passed, 0 failed" in told

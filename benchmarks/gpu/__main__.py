@@ -25,28 +25,28 @@ SPARE = 15  # seconds of the whole for starting, and for the tables
 
 @dataclass(frozen=True)
 class Share:
-    """A stage, its guessed seconds, and those it may take: what is left after `later` seconds were kept for others."""
+    """A stage, its guessed seconds, and the part of the time that is left which it may take at most."""
 
     name: str
     what: str
     guess: float
-    later: float
+    most: float
 
 
 def shares() -> list[Share]:
-    """The plan. A stage takes its guess, or what the whole has left for it."""
+    """The plan."""
     problems = plan.grid()
     one = sum(map(plan.seconds, problems))
     return [
-        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 300),
-        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 150),
-        Share("tests", "the tests marked gpu", 90, 60),
-        Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 0),
+        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 1),
+        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.65),
+        Share("tests", "the tests marked gpu", 90, 0.6),
+        Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 1),
     ]
 
 
 def allotted(share: Share, left: float) -> float:
-    return min(share.guess, max(0.0, left - share.later))
+    return min(share.guess, share.most * max(0.0, left))
 
 
 def show_plan(minutes: float) -> None:
@@ -109,6 +109,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9, help="for everything (default 9)")
     parser.add_argument("--dry", action="store_true", help="show the plan and measure nothing")
     given = parser.parse_args()
+    if not given.minutes > 0:
+        parser.error(f"--minutes: expected more than 0, got {given.minutes:g}")
+    if given.results.exists() and not given.results.is_dir():
+        parser.error(f"--results: expected a folder, {given.results} is none")
     if given.dry:
         show_plan(given.minutes)
         return 0
