@@ -3,6 +3,7 @@
 from fusedrnn import functional
 from fusedrnn.autograd import GRUFunction, LSTMFunction, RNNFunction
 from fusedrnn.backends.base import BackendError
+from fusedrnn.convert import Conversion, convert
 from fusedrnn.dispatch import use_backend
 from fusedrnn.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
@@ -13,12 +14,14 @@ __all__ = [
     "LSTM",
     "RNN",
     "BackendError",
+    "Conversion",
     "GRUCell",
     "GRUFunction",
     "LSTMCell",
     "LSTMFunction",
     "RNNCell",
     "RNNFunction",
+    "convert",
     "functional",
     "use_backend",
 ]

@@ -1,8 +1,9 @@
-"""What layers and cells share: the options that torch.nn does not have, and checks of states."""
+"""What layers and cells share: the options that torch.nn does not have, its modules in and out, checks of states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,34 @@ class Options(nn.Module):
 
     backend = "auto"
     schedule = "auto"
+    stock: type[nn.Module]  # the class of torch.nn that this one stands in for
+
+    @classmethod
+    def from_torch(cls, module: nn.Module, *, backend: str = "auto", schedule: str = "auto") -> Self:
+        """This class in place of a torch.nn module, sharing its parameters, hooks and every other attribute.
+
+        TypeError unless it is one of `stock` itself: the code of a subclass would be lost.
+        """
+        if type(module) is not cls.stock:
+            raise TypeError(f"module: expected a torch.nn.{cls.stock.__name__}, got {_full_name(type(module))}")
+        made = cls.__new__(cls)
+        made.__dict__.update(module.__dict__)
+        made._set_options(backend=backend, schedule=schedule)
+        return made
+
+    def to_torch(self) -> Any:
+        """The torch.nn module again, sharing the same. ValueError where torch.nn has no such cell, TypeError for a
+        subclass of this class, whose code would be lost."""
+        if "stock" not in type(self).__dict__:
+            raise TypeError(f"to_torch: {_full_name(type(self))} is a subclass, whose own code would be lost")
+        if not getattr(self, "reset_after", True):
+            raise ValueError(f"to_torch: torch.nn.{self.stock.__name__} has no reset_after=False")
+        made = self.stock.__new__(self.stock)
+        made.__dict__.update((name, value) for name, value in self.__dict__.items() if name not in _OURS)
+        return made
 
     def _set_options(self, **options) -> None:
-        dispatch.check_backend(options["backend"])
-        if misfit := checks.options(0.0, options["schedule"]):
-            raise ValueError(misfit)
+        check_options(options["backend"], options["schedule"])
         for name, value in options.items():
             if value != getattr(self, name):
                 setattr(self, name, value)
@@ -30,6 +54,19 @@ class Options(nn.Module):
         shown = (f", {name}={getattr(self, name)}" for name in ("reset_after", "schedule", "backend")
                  if name in self.__dict__ and getattr(self, name) != getattr(type(self), name))  # fmt: skip
         return super().extra_repr() + "".join(shown)
+
+
+def check_options(backend: str, schedule: str) -> None:
+    dispatch.check_backend(backend)
+    if misfit := checks.options(0.0, schedule):
+        raise ValueError(misfit)
+
+
+_OURS = ("backend", "schedule", "reset_after", "_kept")
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def check_states(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> None:

@@ -64,6 +64,7 @@ class _Cell(Options, nn.RNNCellBase):
 class RNNCell(_Cell):
     """torch.nn.RNNCell: one step of `functional.rnn`."""
 
+    stock = nn.RNNCell
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
 
     def __init__(
@@ -82,6 +83,7 @@ class RNNCell(_Cell):
 class GRUCell(_Cell):
     """torch.nn.GRUCell: one step of `functional.gru`; reset_after=False as there."""
 
+    stock = nn.GRUCell
     reset_after = True
 
     def __init__(
@@ -98,6 +100,8 @@ class GRUCell(_Cell):
 
 class LSTMCell(_Cell):
     """torch.nn.LSTMCell: one step of `functional.lstm`."""
+
+    stock = nn.LSTMCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None,

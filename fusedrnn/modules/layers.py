@@ -176,6 +176,7 @@ class _Recurrent(Options, nn.RNNBase):
 class RNN(_Recurrent):
     """torch.nn.RNN: h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), act tanh or relu. See `functional.rnn`."""
 
+    stock = nn.RNN
     _name_tensor = " tensor"
 
     def __init__(self, *args, **kwargs) -> None:
@@ -192,6 +193,7 @@ class RNN(_Recurrent):
 class GRU(_Recurrent):
     """torch.nn.GRU, and with reset_after=False the textbook's. Formulas: `functional.gru`."""
 
+    stock = nn.GRU
     reset_after = True
 
     def __init__(self, *args, reset_after: bool = True, **kwargs) -> None:
@@ -206,6 +208,8 @@ class GRU(_Recurrent):
 
 class LSTM(_Recurrent):
     """torch.nn.LSTM, with its projection (proj_size). Formulas: `functional.lstm`."""
+
+    stock = nn.LSTM
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__("LSTM", *args, **kwargs)
