@@ -31,12 +31,21 @@ class _Recurrent(Options, nn.RNNBase):
         """The cell's name in `fusedrnn.cells.CELLS`."""
         return self.mode.lower()
 
-    def forward(self, input, hx=None):
+    def forward(self, input, hx=None, *, lengths: Tensor | None = None, resets: Tensor | None = None):
         """As torch.nn: a batch, one sequence or a PackedSequence; returns the outputs in kind, and the last state.
 
         input may be int64 tokens: [T, B] ([B, T] with batch_first), [T], or a PackedSequence of them.
+
+        Two arguments torch.nn does not have, for a batch: lengths, int64 [B] in any order, the steps of each sequence,
+        past which y is zero and the state stays; resets, bool [T, B] ([B, T] with batch_first), where true the state
+        returns to zero before that step. ValueError where they do not fit.
         """
         weights = self._checked_weights()
+        rows = NO_ROWS if lengths is None and resets is None else functional.Rows(None, lengths, resets)
+        if rows is not NO_ROWS and (
+            isinstance(input, PackedSequence) or input.dim() + (input.dtype == torch.int64) < 3
+        ):
+            raise ValueError("lengths, resets: expected a batch of padded sequences, got one sequence or packed ones")
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, back = input
             hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, order)
@@ -57,7 +66,9 @@ class _Recurrent(Options, nn.RNNBase):
                 self._check_state_dims(hx, 3, "batched 3-D")
             if not fits:
                 self._check(input, hx, None)
-            return self._run(input, hx, NO_ROWS, weights)
+            if misfit := "" if rows is NO_ROWS else checks.rows(rows, input, self.batch_first):
+                raise ValueError(misfit)
+            return self._run(input, hx, rows, weights)
         input = input.unsqueeze(batch_dim)
         if hx is None:
             hx = self._zeros(input, 1)
