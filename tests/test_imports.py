@@ -22,6 +22,7 @@ LAYERS = [
     {"__init__"},
     {"convert"},
     {"modules"},
+    {"inference"},
     {"functional"},
     {"autograd"},
     {"ops"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusedrnn import checks, functional
+from fusedrnn import checks, functional, inference
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
 from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states
@@ -20,6 +20,8 @@ class _Cell(Options, nn.RNNCellBase):
 
     def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
+        if (found := self._inferred(cell, input, states)) is not None:
+            return found
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
         if dims not in (1, 2):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -41,6 +43,25 @@ class _Cell(Options, nn.RNNCellBase):
         outputs = functional.run(cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, self.schedule, self.backend)
         after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
         return after if dims == 2 else [s.squeeze(0) for s in after]
+
+    def _inferred(self, cell: str, x: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor] | None:
+        """The states after one step where nothing is left to check or to differentiate; else None."""
+        w = self.weight_ih
+        plain = type(x) is Tensor and type(w) is nn.Parameter and x.dtype == w.dtype and x.dim() == 2
+        if not plain or states is None or len(states) != CELLS[cell].states or not inference.applies(x):
+            return None
+        if x.shape[1] != self.input_size or x.device != w.device or not x.shape[0]:
+            return None
+        shape = (x.shape[0], self.hidden_size)
+        for state in states:
+            if type(state) is not Tensor or state.shape != shape or state.dtype != w.dtype or state.device != w.device:
+                return None
+        weights = (Weights(w, self.weight_hh, self.bias_ih, self.bias_hh),)
+        if checks.weights(cell, weights, 1):
+            return None
+        h0, c0 = states[0].unsqueeze(0), states[1].unsqueeze(0) if len(states) == 2 else None
+        outputs = inference.run(cell, x.unsqueeze(0), h0, c0, weights, False, self.schedule, self.backend)
+        return [state.squeeze(0) for state in outputs[1 : 1 + len(states)]]
 
     def _check_state_dims(self, states) -> None:
         if states[0].dim() not in (1, 2):

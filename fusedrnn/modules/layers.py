@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn import checks, functional
+from fusedrnn import checks, functional, inference
 from fusedrnn.call import Weights
 from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states
 
@@ -41,6 +41,8 @@ class _Recurrent(Options, nn.RNNBase):
         returns to zero before that step. ValueError where they do not fit.
         """
         weights = self._checked_weights()
+        if lengths is None and resets is None and (found := self._inferred(input, hx, weights)) is not None:
+            return found
         rows = NO_ROWS if lengths is None and resets is None else functional.Rows(None, lengths, resets)
         if rows is not NO_ROWS and (
             isinstance(input, PackedSequence) or input.dim() + (input.dtype == torch.int64) < 3
@@ -79,12 +81,23 @@ class _Recurrent(Options, nn.RNNBase):
         y, hx = self._run(input, hx, NO_ROWS, weights)
         return y.squeeze(batch_dim), self._squeezed(hx)
 
+    def _inferred(self, x, hx, weights: tuple[Weights, ...] | None):
+        """What forward returns where nothing is left to check or to differentiate and there is one layer; else None."""
+        if weights is None or self.num_layers > 1 or type(x) is not Tensor or x.dim() != 3 or not self._fits(x):
+            return None
+        batch = x.shape[0 if self.batch_first else 1]
+        if not inference.applies(x) or not (hx is None or self._state_fits(hx, batch)):
+            return None
+        h0, c0 = self._pair(self._zeros(x, batch) if hx is None else hx)
+        y, h_n, c_n = inference.run(self.cell, x, h0, c0, weights, self.batch_first, self.schedule, self.backend)
+        return y, (h_n, c_n) if self.mode == "LSTM" else h_n
+
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
             super().check_input(input, batch_sizes)
 
     def _run(self, x: Tensor, hx, rows: functional.Rows, weights: tuple[Weights, ...] | None):
-        h0, c0 = hx if self.mode == "LSTM" else (hx, None)
+        h0, c0 = self._pair(hx)
         y, h_n, c_n = functional.run(
             self.cell,
             x,
@@ -99,6 +112,9 @@ class _Recurrent(Options, nn.RNNBase):
             self.backend,
         )
         return y, (h_n, c_n) if self.mode == "LSTM" else h_n
+
+    def _pair(self, hx) -> tuple[Tensor, Tensor | None]:
+        return hx if self.mode == "LSTM" else (hx, None)
 
     def _fits(self, x: Tensor) -> bool:
         """Whether `_check` has nothing to say about x, told quickly."""
