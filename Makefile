@@ -13,7 +13,7 @@ OUT ?= runs/timemachine
 CHECK_RUN := build/train-check
 CXX_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help train test bench gpu build format lint types train-check pytest clean
+.PHONY: help train test bench gpu build wheel format lint types train-check pytest clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -38,6 +38,16 @@ gpu: ## measure the GPU, with a python3 that has torch; RESULTS=folder, MINUTES=
 
 build: $(READY) ## set up, and compile what has changed in csrc
 	@$(BIN)/python setup.py -q build_ext --inplace
+
+# Without isolation, which would download another torch to build with. What earlier builds gathered is removed, else files
+# that are gone from the sources would be packed again.
+wheel: $(READY) ## a wheel and an sdist in dist/, checked, and the wheel installed and run
+	@rm -rf dist build/lib.* build/bdist.* *.egg-info
+	@FUSEDRNN_BUILD=cpu $(BIN)/python setup.py -q sdist
+	@FUSEDRNN_BUILD=cpu $(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+	@rm -rf build/lib.* build/bdist.* *.egg-info
+	@FUSEDRNN_DIST='$(CURDIR)/dist' $(BIN)/pytest -q tests/test_wheel.py
+	@ls -l dist
 
 format: $(READY) ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .

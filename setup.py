@@ -36,8 +36,9 @@ ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma -mf16c",
     "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mavx2 -mf16c",
 }
-# torch is loaded before the library is, so no path to it is written down.
-LDFLAGS = "-shared -Wl,--as-needed -Wl,--no-undefined -ltorch -ltorch_cpu -lc10"
+# torch is loaded before the library is, so no path to it is written down. libstdc++ comes before it: parts of it are
+# in libc10 too, without a version, and would be taken from there.
+LDFLAGS = "-shared -Wl,--as-needed -Wl,--no-undefined -lstdc++ -ltorch -ltorch_cpu -lc10"
 
 
 def isa_flags(source: str) -> str:

@@ -266,3 +266,20 @@ def test_twenty_steps_of_training_give_the_losses_of_torch():
                 ran.append(loss.item())
             losses.append(ran)
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_asks_for_a_parametrized_weight_once(name):
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            self.calls += 1
+            return weight
+
+    cell = getattr(fusedrnn, name)(4, 5)
+    counted = Counted()
+    parametrize.register_parametrization(cell, "weight_hh", counted, unsafe=True)
+    counted.calls = 0
+    cell(torch.randn(3, 4))
+    assert counted.calls == 1

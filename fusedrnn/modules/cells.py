@@ -20,7 +20,9 @@ class _Cell(Options, nn.RNNCellBase):
 
     def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
-        if (found := self._inferred(cell, input, states)) is not None:
+        # Once: a parametrized weight is computed whenever it is asked for.
+        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
+        if (found := self._inferred(cell, input, states, weights)) is not None:
             return found
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
         if dims not in (1, 2):
@@ -29,13 +31,12 @@ class _Cell(Options, nn.RNNCellBase):
             self._check_state_dims(states)
         x = input if dims == 2 else input.unsqueeze(0)
         if states is None:
-            like = self.weight_ih if x.dtype == torch.int64 else x
+            like = weights[0].w_ih if x.dtype == torch.int64 else x
             shape = (x.shape[0], self.hidden_size)
             states = tuple(torch.zeros(shape, dtype=like.dtype, device=x.device) for _ in range(CELLS[cell].states))
         elif dims == 1:
             states = tuple(s.unsqueeze(0) for s in states)
-        self._check(x, states)
-        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
+        self._check(x, states, weights[0])
         if misfit := checks.weights(cell, weights, 1):
             raise RuntimeError(misfit)
         h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
@@ -44,9 +45,11 @@ class _Cell(Options, nn.RNNCellBase):
         after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
         return after if dims == 2 else [s.squeeze(0) for s in after]
 
-    def _inferred(self, cell: str, x: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor] | None:
+    def _inferred(
+        self, cell: str, x: Tensor, states: tuple[Tensor, ...] | None, weights: tuple[Weights, ...]
+    ) -> list[Tensor] | None:
         """The states after one step where nothing is left to check or to differentiate; else None."""
-        w = self.weight_ih
+        w = weights[0].w_ih
         plain = type(x) is Tensor and type(w) is nn.Parameter and x.dtype == w.dtype and x.dim() == 2
         if not plain or states is None or len(states) != CELLS[cell].states or not inference.applies(x):
             return None
@@ -56,7 +59,6 @@ class _Cell(Options, nn.RNNCellBase):
         for state in states:
             if type(state) is not Tensor or state.shape != shape or state.dtype != w.dtype or state.device != w.device:
                 return None
-        weights = (Weights(w, self.weight_hh, self.bias_ih, self.bias_hh),)
         if checks.weights(cell, weights, 1):
             return None
         h0, c0 = states[0].unsqueeze(0), states[1].unsqueeze(0) if len(states) == 2 else None
@@ -68,18 +70,18 @@ class _Cell(Options, nn.RNNCellBase):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {states[0].dim()}D instead")
 
-    def _check(self, x: Tensor, states: tuple[Tensor, ...]) -> None:
+    def _check(self, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> None:
         if x.dtype != torch.int64 or x.dim() == 2:
             if x.shape[1] != self.input_size:
                 raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
-            check_dtype(x, self.weight_ih)
+            check_dtype(x, weights.w_ih)
         for k, state in enumerate(states):
             if state.shape[0] != x.shape[0]:
                 raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {state.shape[0]}")
             if state.dim() != 2 or state.shape[1] != self.hidden_size:
                 got = f"got {state.size(1)}, expected {self.hidden_size}"
                 raise RuntimeError(f"hidden{k} has inconsistent hidden_size: {got}")
-        check_states(x, states, (self.weight_ih, self.weight_hh))
+        check_states(x, states, (weights.w_ih, weights.w_hh))
 
 
 class RNNCell(_Cell):
