@@ -22,7 +22,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedrnn import ops, reference
+from fusedrnn import batching, ops, reference
+
+batching.register()
 
 
 def _wanted(needed: tuple[bool, ...]) -> int:

@@ -24,7 +24,7 @@ def applies(x: Tensor) -> bool:
     """Whether nobody wants a gradient or a cast, and no compiler, transform, profiler or mode is to see the op."""
     return not (
         torch.is_grad_enabled()
-        or ops._is_observed((x,))
+        or ops.is_observed((x,))
         or torch._C._is_any_autocast_enabled()
         or forward_ad._current_level >= 0
     )
@@ -44,7 +44,7 @@ def run(
     x = x.transpose(0, 1) if batch_first else x
     w = weights[0]
     facts = (cell, x.device.type, x.dtype, x.shape, len(weights), w.w_hh.shape, w.b_ih is not None, w.w_hr is not None)
-    precision = functional._precision(w.w_ih)
+    precision = functional.float32_precision(w.w_ih)
     runner = _runner(dispatch.requested(backend), facts, batch_first, schedule, precision)
     reverse = _REVERSE[len(weights)]
     call = Call(cell, x, h0, c0, weights, reverse, None, None, None, batch_first, schedule, "none", precision)

@@ -42,7 +42,7 @@ def call_of(tensors: tuple[Tensor | None, ...], cell, direction, batch_first, sc
     """Name the flat arguments of an op; what is absent may be None or empty."""
     x, h0, *rest = tensors
     assert x is not None and h0 is not None
-    c0, *weights, row_offsets, lengths, resets = [t if t is None or t.shape != _ABSENT else None for t in rest]
+    c0, *weights, row_offsets, lengths, resets = [t if t is None or t.shape != ABSENT else None for t in rest]
     first = Weights._make(weights[:5])
     return Call(
         cell,
@@ -74,7 +74,7 @@ def filled(arguments: tuple, like: Tensor) -> tuple:
     return tuple(empty if a is None else a for a in arguments)
 
 
-_ABSENT = (0,)  # the shape of the tensor that stands for an absent argument
+ABSENT = (0,)  # the shape of the tensor that stands for an absent argument
 
 
 def _forward(*arguments):
@@ -110,7 +110,7 @@ def _check_data(call: Call) -> None:
 
 
 def _backward(*arguments):
-    return _all_gradients(arguments[4], _gradients(*arguments))
+    return all_gradients(arguments[4], _gradients(*arguments))
 
 
 def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
@@ -125,7 +125,7 @@ def _gradients(dy, dh_n, dc_n, *arguments) -> tuple[Tensor | None, ...]:
 
 
 def _cotangent(name: str, tensor: Tensor | None, shape) -> Tensor | None:
-    if tensor is None or tensor.shape == _ABSENT:
+    if tensor is None or tensor.shape == ABSENT:
         return None
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected {'nothing' if shape is None else list(shape)}, got {list(tensor.shape)}")
@@ -139,7 +139,7 @@ def _check_devices(tensors) -> None:
         raise ValueError(f"expected all tensors on one device, got {', '.join(sorted(devices))}")
 
 
-def _all_gradients(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+def all_gradients(like: Tensor, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     padded = (*grads, *(None,) * (len(DIFFERENTIABLE) - len(grads)))
     return tuple(like.new_empty(0) if g is None else g for g in padded)
 
@@ -162,7 +162,7 @@ def _fake_backward(dy, dh_n, dc_n, *arguments):
         else None
         for k, t in enumerate(inputs)
     )
-    return _all_gradients(call.h0, grads)
+    return all_gradients(call.h0, grads)
 
 
 _LIBRARY = torch.library.Library("fusedrnn", "DEF")
@@ -185,19 +185,19 @@ def forward(op: str, *arguments) -> tuple[Tensor, ...]:
 
     What is absent may be None.
     """
-    if _is_observed(arguments):
+    if is_observed(arguments):
         return FORWARD[op](*filled(arguments, arguments[1]))
     return _forward(*arguments)
 
 
 def backward(op: str, *arguments) -> tuple[Tensor | None, ...]:
     """BACKWARD[op], quicker where nobody listens. What is absent may be None; what is not wanted is empty or None."""
-    if _is_observed(arguments):
+    if is_observed(arguments):
         return BACKWARD[op](*filled(arguments, arguments[4]))
     return _gradients(*arguments)
 
 
-def _is_observed(arguments) -> bool:
+def is_observed(arguments) -> bool:
     """Whether a compiler, a transform, a tracer, a profiler, a dispatch mode or a tensor's class is to see the op."""
     return (
         torch.compiler.is_compiling()

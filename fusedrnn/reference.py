@@ -86,6 +86,20 @@ def input_gates(call: Call, direction: int, rows: Rows, dtype: torch.dtype) -> T
     return gathered if b_ih is None else gathered + b_ih
 
 
+def states_before(call: Call, direction: int, rows: Rows, y: Tensor) -> Tensor:
+    """h_{t-1} of every step [T, B, P] from the outputs y of a call; arbitrary where a row is inactive."""
+    h0, columns = call.h0[direction], slice(direction * call.P, (direction + 1) * call.P)
+    after = rows.grid(y[..., columns])
+    if call.reverse[direction]:
+        h = torch.cat((after[1:], h0[None]))
+        if rows.active is not None:  # a reverse row starts from h0 where its last step lies
+            started = torch.cat((rows.active[1:], torch.zeros_like(rows.active[:1])))
+            h = torch.where(started[..., None], h, h0)
+    else:
+        h = torch.cat((h0[None], after[:-1]))
+    return h if call.resets is None else h * ~call.resets[..., None]
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the layer differentiably. Returns y, h_n, c_n, saved, cells as `Backend.forward` does."""
     dtype, spec, like = state_dtype(call.dtype), call.spec, call.weights[0].w_ih

@@ -25,6 +25,7 @@ LAYERS = [
     {"inference"},
     {"functional"},
     {"autograd"},
+    {"batching"},
     {"ops"},
     {"dispatch"},
     {"backends"},

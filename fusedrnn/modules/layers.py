@@ -150,9 +150,10 @@ class _Recurrent(Options, nn.RNNBase):
 
     def _checked_weights(self) -> tuple[Weights, ...] | None:
         """What `_weights` kept; else None, and _flat_weights is up to date."""
-        held, (flat, weights) = self._parameters.values(), self._kept
-        if weights and _same(flat, held) and not torch.compiler.is_compiling():
-            return weights
+        if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
+            flat, weights = self._kept
+            if weights and _same(flat, self._parameters.values()):
+                return weights
         self._update_flat_weights()
         return None
 
