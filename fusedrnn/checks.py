@@ -16,11 +16,13 @@ from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS, SCHEDULES
 
 
-def options(dropout: float, schedule: str) -> str:
+def options(dropout: float, schedule: str, memory: str = "full") -> str:
     if not 0 <= dropout <= 1:
         return f"dropout: expected a probability in [0, 1], got {dropout}"
     if schedule not in SCHEDULES:
         return f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}"
+    if memory not in ("full", "lean"):
+        return f"memory: expected 'full' or 'lean', got {memory!r}"
     return ""
 
 

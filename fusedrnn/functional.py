@@ -16,6 +16,8 @@ Shapes use the legend of `fusedrnn.cells`, and L for layers. All three take
     resets         bool [T, B] ([B, T] with batch_first): the state is zero before step t, where row (t, b) takes part
     schedule       "hoisted": x W_ih of all steps in one GEMM before the loop; "concat": [x, h] [W_ih; W_hh] in each
                    step; "auto": the backend's measured rule
+    memory         "full": the gates of every step are kept for backward; "lean": backward computes them again, which
+                   takes longer and, for an LSTM, less than half the memory
     backend        "auto", or a name in `fusedrnn.dispatch.REGISTRY`
 
 and return y [T, B, D*P] ([B, T, D*P] with batch_first, packed [R, D*P]) and h_n [L*D, B, P].
@@ -53,6 +55,7 @@ def rnn(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     schedule: str = "auto",
+    memory: str = "full",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""The plain recurrent network of Elman 1990.
@@ -64,8 +67,8 @@ def rnn(
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
     cell = f"rnn_{nonlinearity}"
-    rows = Rows(batch_sizes, lengths, resets)
-    y, h_n, _ = _checked(cell, x, h0, None, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    rows, how = Rows(batch_sizes, lengths, resets), (schedule, memory, backend)
+    y, h_n, _ = _checked(cell, x, h0, None, weights, rows, bidirectional, batch_first, dropout, *how)
     return y, h_n
 
 
@@ -82,6 +85,7 @@ def gru(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     schedule: str = "auto",
+    memory: str = "full",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     r"""The gated recurrent unit.
@@ -98,8 +102,8 @@ def gru(
     Returns y (h of every step) and h_n. Arguments, shapes and errors: see the module's docstring.
     """
     cell = "gru" if reset_after else "gru_reset_before"
-    rows = Rows(batch_sizes, lengths, resets)
-    y, h_n, _ = _checked(cell, x, h0, None, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    rows, how = Rows(batch_sizes, lengths, resets), (schedule, memory, backend)
+    y, h_n, _ = _checked(cell, x, h0, None, weights, rows, bidirectional, batch_first, dropout, *how)
     return y, h_n
 
 
@@ -115,6 +119,7 @@ def lstm(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     schedule: str = "auto",
+    memory: str = "full",
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     r"""The long short-term memory of Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
@@ -132,8 +137,8 @@ def lstm(
     if hx is not None and len(hx) != 2:
         raise ValueError(f"hx: expected (h0, c0), got {len(hx)} tensors")
     h0, c0 = (None, None) if hx is None else hx
-    rows = Rows(batch_sizes, lengths, resets)
-    y, h_n, c_n = _checked("lstm", x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    rows, how = Rows(batch_sizes, lengths, resets), (schedule, memory, backend)
+    y, h_n, c_n = _checked("lstm", x, h0, c0, weights, rows, bidirectional, batch_first, dropout, *how)
     return y, (h_n, c_n)
 
 
@@ -145,10 +150,11 @@ class Rows(NamedTuple):
     resets: Tensor | None = None
 
 
-def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, backend):
+def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, memory, backend):
     """`run` over what a user passed: check it, and supply zero states."""
     D = 2 if bidirectional else 1
-    _raise(checks.options(dropout, schedule) or checks.weights(cell, weights, D) or checks.rows(rows, x, batch_first))
+    _raise(checks.options(dropout, schedule, memory) or checks.weights(cell, weights, D))
+    _raise(checks.rows(rows, x, batch_first))
     w = weights[0]
     packed = rows.batch_sizes is not None
     tokens = x.dtype == torch.int64
@@ -164,7 +170,7 @@ def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout
     if cell == "lstm":
         c0 = w.w_ih.new_zeros(states[1]) if c0 is None else c0
         _raise(checks.tensor("c0", c0, states[1], dtype, device))
-    return run(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, backend)
+    return run(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, memory, backend)
 
 
 def _raise(misfit: str) -> None:
@@ -183,6 +189,7 @@ def run(
     batch_first: bool,
     dropout: float,
     schedule: str,
+    memory: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All layers, over arguments that were checked. Returns y, h_n and c_n, which is empty where the cell has none."""
@@ -200,14 +207,14 @@ def run(
     places = (row_offsets, lengths, resets)
     D = 2 if bidirectional else 1
     if len(weights) == D:
-        y, h_n, c_n = _layer(cell, x, h0, c0, weights, places, batch_major, schedule, backend)
+        y, h_n, c_n = _layer(cell, x, h0, c0, weights, places, batch_major, schedule, memory, backend)
         return y.transpose(0, 1) if batch_major else y, h_n, c_n
     y, h_last, c_last = x, [], []
     for first in range(0, len(weights), D):
         own, last = slice(first, first + D), first + D == len(weights)
         c = None if c0 is None else c0[own]
         # Below the last layer y stays time-major in memory, so that dropout draws the mask that torch.nn draws.
-        y, h, c = _layer(cell, y, h0[own], c, weights[own], places, batch_major and last, schedule, backend)
+        y, h, c = _layer(cell, y, h0[own], c, weights[own], places, batch_major and last, schedule, memory, backend)
         if dropout and not last:
             y = torch.dropout(y, dropout, True)
         h_last.append(h)
@@ -238,7 +245,7 @@ def _autocast(cell, x, h0, c0, weights):
     return cast(x), cast(h0), cast(c0), tuple(Weights._make(map(cast, w)) for w in weights)
 
 
-def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> tuple[Tensor, Tensor, Tensor]:
+def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
     spec, w = CELLS[cell], weights[0]
     row_offsets, lengths, resets = places
@@ -250,7 +257,7 @@ def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, backend) -> 
     if forward_ad._current_level >= 0 or (transformed and compiling):
         return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
     differentiate = torch.is_grad_enabled() and (transformed or any([t.requires_grad for t in given if t is not None]))
-    save = "full" if differentiate else "none"
+    save = memory if differentiate else "none"
     rows, I = w.w_ih.shape
     _, B, P = h0.shape
     facts = (

@@ -6,6 +6,7 @@ graph. Added are int64 tokens in place of one-hot rows, and keyword-only options
 
     backend      "auto" or a name in `fusedrnn.dispatch.REGISTRY`
     schedule     "auto", "concat" or "hoisted", see `fusedrnn.functional`
+    memory       layers: "full" or "lean", see there
     reset_after  GRU and GRUCell: False puts the reset gate before the product with W_hn, as Cho et al. 2014 print it
 """
 

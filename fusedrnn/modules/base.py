@@ -45,24 +45,24 @@ class Options(nn.Module):
         return made
 
     def _set_options(self, **options) -> None:
-        check_options(options["backend"], options["schedule"])
+        check_options(options["backend"], options["schedule"], options.get("memory", "full"))
         for name, value in options.items():
             if value != getattr(self, name):
                 setattr(self, name, value)
 
     def extra_repr(self) -> str:
-        shown = (f", {name}={getattr(self, name)}" for name in ("reset_after", "schedule", "backend")
+        shown = (f", {name}={getattr(self, name)}" for name in ("reset_after", "schedule", "memory", "backend")
                  if name in self.__dict__ and getattr(self, name) != getattr(type(self), name))  # fmt: skip
         return super().extra_repr() + "".join(shown)
 
 
-def check_options(backend: str, schedule: str) -> None:
+def check_options(backend: str, schedule: str, memory: str = "full") -> None:
     dispatch.check_backend(backend)
-    if misfit := checks.options(0.0, schedule):
+    if misfit := checks.options(0.0, schedule, memory):
         raise ValueError(misfit)
 
 
-_OURS = ("backend", "schedule", "reset_after", "_kept")
+_OURS = ("backend", "schedule", "memory", "reset_after", "_kept")
 
 
 def _full_name(cls: type) -> str:

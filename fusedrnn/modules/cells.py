@@ -41,7 +41,8 @@ class _Cell(Options, nn.RNNCellBase):
             raise RuntimeError(misfit)
         h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
         x = x.unsqueeze(0)
-        outputs = functional.run(cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, self.schedule, self.backend)
+        how = (self.schedule, "full", self.backend)
+        outputs = functional.run(cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, *how)
         after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
         return after if dims == 2 else [s.squeeze(0) for s in after]
 

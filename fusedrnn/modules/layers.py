@@ -22,9 +22,13 @@ class _Recurrent(Options, nn.RNNBase):
     _kept: tuple[list[Any], tuple[Weights, ...]] = ([], ())  # parameters, and what _weights() made of them
     _name_tensor = ""  # torch.nn.RNN alone says "tensor" in the error about the number of dimensions
 
-    def __init__(self, mode: str, *args, backend: str = "auto", schedule: str = "auto", **kwargs) -> None:
+    memory = "full"
+
+    def __init__(
+        self, mode: str, *args, backend: str = "auto", schedule: str = "auto", memory: str = "full", **kwargs
+    ) -> None:
         super().__init__(mode, *args, **kwargs)
-        self._set_options(backend=backend, schedule=schedule)
+        self._set_options(backend=backend, schedule=schedule, memory=memory)
 
     @property
     def cell(self) -> str:
@@ -109,6 +113,7 @@ class _Recurrent(Options, nn.RNNBase):
             self.batch_first,
             self.dropout if self.training else 0.0,
             self.schedule,
+            self.memory,
             self.backend,
         )
         return y, (h_n, c_n) if self.mode == "LSTM" else h_n
