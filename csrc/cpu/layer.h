@@ -93,10 +93,10 @@ struct Backward {
   const Real* c0;
   Rows<const Real> y;
   Rows<const Real> dy;  // null base: zero
-  bool
-      lean;  // of the chunk alone: `saved` lies where dgates will, cells are [rows of the chunk, H]; rebuild() fills both
-  const Real* saved;
-  Real* cells;          // rebuild() alone writes them
+  // Lean: rebuild() makes, for the rows of the chunk, what forward did not keep: `saved` where dgates will lie, and cells.
+  bool lean;
+  const Real* saved;    // [R, blocks, H], or null
+  Real* cells;          // [R, H], lean: [rows of the chunk, H]; or null
   const Real* chunk_c;  // lean: [B, H], c before the chunk
   Real* dh;             // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
   Real* dc;             // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
