@@ -28,11 +28,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 3;
+constexpr int64_t abi_version = 4;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps
 constexpr int64_t unpacked_rows = 3;       // fewer uses of the weights than this do not pay for packing them
+
+enum Save : int64_t { save_none, save_full, save_lean };  // as SAVE in fusedrnn/cells.py
 
 enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_count };
 
@@ -95,76 +97,42 @@ void each_direction(int64_t direction, const F& run) {
   for (int64_t d = 0; d < D; ++d) run(Direction{d, D}, direction == 1 || d == 1);
 }
 
+#include "inputs.h"
+
 template <class Real>
 void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Tensor& h0, const Tensor& c0,
                  const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh, const Tensor& y,
                  const Tensor& h_n, const Tensor& c_n, const Tensor& saved, const Tensor& cells, bool concat) {
   const auto& kernels = *kernels_of<Real>(current_isa);
   const ScalarType type = scalar_type<Real>;
-  const int64_t G = gates_of(s.cell), H = s.H, I = s.I, B = s.B, R = row_count(s, x);
-  const bool tokens = x.scalar_type() == ScalarType::Long;
-  check_dense(w_ih, "w_ih", {G * H, I}, type);
-  check_dense(w_hh, "w_hh", {G * H, H}, type);
-  check_optional(b_ih, "b_ih", {G * H}, type);
-  check_optional(b_hh, "b_hh", {G * H}, type);
-  STD_TORCH_CHECK((b_ih.numel() > 0) == (b_hh.numel() > 0), "b_ih and b_hh: both or none");
+  const int64_t H = s.H, B = s.B, R = row_count(s, x);
+  const bool lstm = s.cell == Cell::lstm, lean = cells.dim() == 4;
+  check_weights<Real>(s, w_ih, w_hh, b_ih, b_hh);
   check_dense(h0, "h0", {at.D, B, H}, type);
   check_dense(h_n, "h_n", {at.D, B, H}, type);
-  if (s.cell == Cell::lstm) {
+  if (lstm) {
     check_dense(c0, "c0", {at.D, B, H}, type);
     check_dense(c_n, "c_n", {at.D, B, H}, type);
   }
   check_optional(saved, "saved", {at.D, R, blocks_of(s.cell), H}, type);
-  check_optional(cells, "cells", {at.D, R, H}, type);
-
-  const int64_t width = kernels.packed_width(s.cell, H), panels = kernels.forward_panels(s.cell, H);
-  const bool pack = R > unpacked_rows;
-  Buffer<Real> packed_hh(pack ? width * H : 0), packed_ih(pack && !tokens ? width * I : 0), bias(width), bias_hn(width);
-  Forward<Real> f{};
-  f.shape = s;
-  f.concat = concat && !tokens;
-  if (tokens) {
-    f.tokens = rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long);
+  if (lean) {
+    check_optional(cells, "cells", {at.D, lean_chunks(s.T), B, H}, type);
   } else {
-    f.x = rows_of<const Real>(x, "x", s, R, I, type);
+    check_optional(cells, "cells", {at.D, R, H}, type);
   }
-  f.w_ih = data<const Real>(w_ih);
-  f.w_hh = data<const Real>(w_hh);
-  f.packed_ih = pack ? packed_ih.get() : nullptr;
-  f.packed_hh = pack ? packed_hh.get() : nullptr;
-  f.bias = bias.get();
-  f.bias_hn = bias_hn.get();
+
+  Inputs<Real> inputs(kernels, s, x, w_ih, w_hh, b_ih, b_hh, concat);
+  Forward<Real>& f = inputs.f;
   f.h0 = part<const Real>(h0, at.d, at.D);
-  f.c0 = s.cell == Cell::lstm ? part<const Real>(c0, at.d, at.D) : nullptr;
+  f.c0 = lstm ? part<const Real>(c0, at.d, at.D) : nullptr;
   f.y = rows_of<Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
   f.h_n = part<Real>(h_n, at.d, at.D);
-  f.c_n = s.cell == Cell::lstm ? part<Real>(c_n, at.d, at.D) : nullptr;
+  f.c_n = lstm ? part<Real>(c_n, at.d, at.D) : nullptr;
   f.saved = part<Real>(saved, at.d, at.D);
-  f.cells = part<Real>(cells, at.d, at.D);
-  if (tokens) check_tokens(s, f.tokens);
-  kernels.pack_bias(s.cell, data<const Real>(b_ih), data<const Real>(b_hh), H, bias.get(), bias_hn.get());
-  const bool with_table = tokens && I <= R;
-  Buffer<Real> table(with_table ? I * width : 0);
-  if (pack) {
-    in_pieces(panels, threads_for(width * (H + I) * 8, panels), [&](int64_t first, int64_t last) {
-      kernels.pack_forward(s.cell, f.w_hh, H, H, packed_hh.get(), first, last);
-      if (!tokens) kernels.pack_forward(s.cell, f.w_ih, H, I, packed_ih.get(), first, last);
-    });
-  }
-  if (with_table) {
-    in_pieces(I, threads_for(I * width * 8, I),
-              [&](int64_t first, int64_t last) { kernels.token_rows(f, table.get(), first, last); });
-    f.table = table.get();
-  }
-  in_shares(s, width * (H + (tokens ? 0 : I)), panels, [&](const Share& share) {
-    const int64_t rows = share.last - share.first, per_step = rows * width;
-    const bool direct = f.concat || f.table;
-    const int64_t fit = pre_bytes / std::max<int64_t>(1, per_step * int64_t(sizeof(Real)));
-    const int64_t fill = pre_rows / std::max<int64_t>(1, rows);
-    const int64_t steps = std::clamp<int64_t>(std::max(fit, fill), 1, std::max<int64_t>(1, s.T));
-    Buffer<Real> workspace(direct ? 0 : steps * per_step);
-    kernels.forward(f, share, direct ? s.T : steps, workspace.get());
-  });
+  (lean && lstm ? f.chunk_cells : f.cells) = part<Real>(cells, at.d, at.D);
+  if (f.tokens.base) check_tokens(s, f.tokens);
+  inputs.in_shares_with_room(
+      [&](const Share& share, int64_t steps, Real* workspace) { kernels.forward(f, share, steps, workspace); });
 }
 
 void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
@@ -187,17 +155,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
                                                            const Optional& w_hh_reverse, const Optional& b_ih_reverse,
                                                            const Optional& b_hh_reverse, const Optional& row_offsets,
                                                            const Optional& lengths, int64_t cell, int64_t direction,
-                                                           bool concat, bool batch_first, bool save) {
+                                                           bool concat, bool batch_first, int64_t save) {
   const Optional offsets = dense(row_offsets), active = dense(lengths);
   const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
   const int64_t D = count_of(direction), R = row_count(s, x);
-  const bool lstm = s.cell == Cell::lstm;
+  const bool lstm = s.cell == Cell::lstm, full = save == save_full;
   const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
     return present ? new_tensor(w_ih, sizes) : new_tensor(w_ih, {0});
   };
   const Tensor y = new_rows(w_ih, s, R, D * s.H, batch_first), h_n = new_tensor(w_ih, {D, s.B, s.H});
-  const Tensor c_n = made(lstm, {D, s.B, s.H}), cells = made(save && lstm, {D, R, s.H});
-  const Tensor saved = made(save && !is_rnn(s.cell), {D, R, blocks_of(s.cell), s.H});
+  const Tensor c_n = made(lstm, {D, s.B, s.H});
+  const Tensor saved = made(full && !is_rnn(s.cell), {D, R, blocks_of(s.cell), s.H});
+  const Tensor cells =
+      lstm && save == save_lean ? new_tensor(w_ih, {D, lean_chunks(s.T), s.B, s.H}) : made(full && lstm, {D, R, s.H});
   forward_out(dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh),
               dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active, cell,
               direction, concat, y, h_n, c_n, saved, cells);
@@ -207,14 +177,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
 #include "gradients.h"
 
 void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
-                  const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& w_ih_reverse,
-                  const Optional& w_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Tensor& y,
-                  const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, const Optional& dx,
-                  const Optional& dh0, const Optional& dc0, const Optional& dw_ih, const Optional& dw_hh,
-                  const Optional& db_ih, const Optional& db_hh, const Optional& dw_ih_reverse,
-                  const Optional& dw_hh_reverse, const Optional& db_ih_reverse, const Optional& db_hh_reverse) {
+                  const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+                  const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
+                  const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
+                  const Optional& lengths, const Tensor& y, const Tensor& saved, const Tensor& cells, int64_t cell,
+                  int64_t direction, bool lean, const Optional& dx, const Optional& dh0, const Optional& dc0,
+                  const Optional& dw_ih, const Optional& dw_hh, const Optional& db_ih, const Optional& db_hh,
+                  const Optional& dw_ih_reverse, const Optional& dw_hh_reverse, const Optional& db_ih_reverse,
+                  const Optional& db_hh_reverse) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
     const Tensor &w = at.d ? or_absent(w_ih_reverse) : w_ih, &u = at.d ? or_absent(w_hh_reverse) : w_hh;
+    const Tensor &b = or_absent(at.d ? b_ih_reverse : b_ih), &v = or_absent(at.d ? b_hh_reverse : b_hh);
     const Gradients g{or_absent(dx),
                       or_absent(dh0),
                       or_absent(dc0),
@@ -224,28 +197,26 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
                       or_absent(at.d ? db_hh_reverse : db_hh)};
     const Shape s = shape_of(cell, reverse, x, h0, w, or_absent(row_offsets), or_absent(lengths));
     const auto run = w.scalar_type() == ScalarType::Double ? run_backward<double> : run_backward<float>;
-    run(at, s, or_absent(dy), or_absent(dh_n), or_absent(dc_n), x, h0, or_absent(c0), w, u, y, saved, cells, g);
+    run(at, s, or_absent(dy), or_absent(dh_n), or_absent(dc_n), x, h0, or_absent(c0), w, u, b, v, y, saved, cells, lean,
+        g);
   });
 }
 
 // Bit k of wanted: gradient k, as in fusedrnn/ops.py; what is not wanted is an undefined tensor, in Python None.
-// The biases only say whether they have gradients.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
-    const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& w_ih_reverse,
-    const Optional& w_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Tensor& y,
-    const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool batch_first, int64_t wanted,
-    const Optional& b_ih, const Optional& b_hh, const Optional& b_ih_reverse, const Optional& b_hh_reverse) {
+    const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh,
+    const Optional& w_ih_reverse, const Optional& w_hh_reverse, const Optional& b_ih_reverse,
+    const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Tensor& y,
+    const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool lean, bool batch_first,
+    int64_t wanted) {
   const Optional offsets = dense(row_offsets), active = dense(lengths);
   const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
   const int64_t D = count_of(direction), G = gates_of(s.cell);
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
     return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
   };
-  const auto bias = [&](int bit, const Optional& b) {
-    if (b) check_dense(dense(*b), "bias", {G * s.H}, w_ih.scalar_type());
-    return b ? made(bit, {G * s.H}) : Optional();
-  };
+  const auto bias = [&](int bit, const Optional& b) { return b ? made(bit, {G * s.H}) : Optional(); };
   const Optional dx = wanted & 1 ? Optional(new_rows(w_ih, s, row_count(s, x), s.I, batch_first)) : Optional();
   const Optional dh0 = made(1, {D, s.B, s.H}), dc0 = s.cell == Cell::lstm ? made(2, {D, s.B, s.H}) : Optional();
   Optional dw_ih[2], dw_hh[2], db_ih[2], db_hh[2];
@@ -257,8 +228,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     db_hh[d] = bias(5 * d + 6, *biases_hh[d]);
   }
   backward_out(dense_rows(dy), dense(dh_n), dense(dc_n), dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh),
-               dense(w_ih_reverse), dense(w_hh_reverse), offsets, active, dense_rows(y), saved, cells, cell, direction,
-               dx, dh0, dc0, dw_ih[0], dw_hh[0], db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
+               dense(b_ih), dense(b_hh), dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse),
+               dense(b_hh_reverse), offsets, active, dense_rows(y), saved, cells, cell, direction, lean, dx, dh0, dc0,
+               dw_ih[0], dw_hh[0], db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
   const auto result = [](const Optional& t) { return t ? *t : Tensor(); };
   return {result(dx),       result(dh0),      result(dc0),      result(dw_ih[0]), result(dw_hh[0]), result(db_ih[0]),
           result(db_hh[0]), result(dw_ih[1]), result(dw_hh[1]), result(db_ih[1]), result(db_hh[1])};
@@ -267,14 +239,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace
 
 // An op of torch's makes its outputs, its `out` overload is given them.
-#define FORWARD_INPUTS                                                                       \
+#define INPUTS                                                                               \
   "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "  \
   "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, " \
-  "Tensor? row_offsets, Tensor? lengths, int cell, int direction, bool concat"
-#define BACKWARD_INPUTS                                                                                 \
-  "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, " \
-  "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? row_offsets, Tensor? lengths, "                  \
-  "Tensor y, Tensor saved, Tensor cells, int cell, int direction"
+  "Tensor? row_offsets, Tensor? lengths, "
+#define FORWARD_INPUTS INPUTS "int cell, int direction, bool concat"
+#define BACKWARD_INPUTS                             \
+  "Tensor? dy, Tensor? dh_n, Tensor? dc_n, " INPUTS \
+  "Tensor y, Tensor saved, Tensor cells, int cell, int direction, bool lean"
 
 STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("version() -> int");
@@ -283,13 +255,13 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("set_isa(int isa) -> ()");
   m.def("share_rows_always(bool always) -> ()");
   m.def("forward(" FORWARD_INPUTS
-        ", bool batch_first, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
+        ", bool batch_first, int save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
         "Tensor cells)");
   m.def("forward.out(" FORWARD_INPUTS
         ", Tensor(a!) y, Tensor(b!) h_n, Tensor(c!) c_n, Tensor(d!) saved, "
         "Tensor(e!) cells) -> ()");
   m.def("backward(" BACKWARD_INPUTS
-        ", bool batch_first, int wanted, Tensor? b_ih, Tensor? b_hh, Tensor? b_ih_reverse, Tensor? b_hh_reverse) -> "
+        ", bool batch_first, int wanted) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("backward.out(" BACKWARD_INPUTS

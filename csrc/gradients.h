@@ -150,23 +150,25 @@ class ChunkRows {
 template <class Real>
 void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const Tensor& dh_n, const Tensor& dc_n,
                   const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-                  const Tensor& y, const Tensor& saved, const Tensor& cells, const Gradients& g) {
+                  const Tensor& b_ih, const Tensor& b_hh, const Tensor& y, const Tensor& saved, const Tensor& cells,
+                  bool lean, const Gradients& g) {
   const auto& kernels = *kernels_of<Real>(current_isa);
   const ScalarType type = scalar_type<Real>;
   const int64_t G = gates_of(s.cell), H = s.H, I = s.I, B = s.B, T = s.T, R = row_count(s, x);
   const int64_t blocks = blocks_of(s.cell), gate_width = blocks * H;
   const int64_t dgates_stride = padded_row<Real>(gate_width), h_prev_stride = padded_row<Real>(H);
   const bool tokens = x.scalar_type() == ScalarType::Long, gru = s.cell == Cell::gru, lstm = s.cell == Cell::lstm;
-  check_dense(w_ih, "w_ih", {G * H, I}, type);
-  check_dense(w_hh, "w_hh", {G * H, H}, type);
+  check_weights<Real>(s, w_ih, w_hh, b_ih, b_hh);
   check_dense(h0, "h0", {at.D, B, H}, type);
   check_optional(dh_n, "dh_n", {at.D, B, H}, type);
   if (lstm) {
     check_dense(c0, "c0", {at.D, B, H}, type);
     check_optional(dc_n, "dc_n", {at.D, B, H}, type);
-    if (R > 0) check_dense(cells, "cells", {at.D, R, H}, type);
+    if (R > 0 && lean) check_dense(cells, "cells", {at.D, lean_chunks(T), B, H}, type);
+    if (R > 0 && !lean) check_dense(cells, "cells", {at.D, R, H}, type);
   }
-  if ((lstm || gru) && R > 0) check_dense(saved, "saved", {at.D, R, blocks, H}, type);
+  lean = lean && (lstm || gru);  // an RNN keeps nothing but y either way
+  if ((lstm || gru) && R > 0 && !lean) check_dense(saved, "saved", {at.D, R, blocks, H}, type);
   check_optional(g.dh0, "dh0", {at.D, B, H}, type);
   check_optional(g.dc0, "dc0", {at.D, B, H}, type);
   check_optional(g.dw_ih, "dw_ih", {G * H, I}, type);
@@ -177,7 +179,8 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   int64_t steps_per_chunk =
       std::max<int64_t>(1, dgates_bytes / std::max<int64_t>(1, B * gate_width * int64_t(sizeof(Real))));
   steps_per_chunk = std::min(steps_per_chunk, T);
-  const int64_t most_rows = steps_per_chunk * B;
+  if (lean && lstm) steps_per_chunk = lean_chunks(steps_per_chunk) * lean_chunk;  // from one kept c to another
+  const int64_t most_rows = std::min(steps_per_chunk, T) * B;
   const bool want_w_hh = g.dw_hh.numel() > 0, want_w_ih = g.dw_ih.numel() > 0, want_dx = g.dx.numel() > 0;
   const bool add_dx = at.d > 0;  // dx holds the forward direction's part
   const bool want_bias = g.db_ih.numel() > 0 || g.db_hh.numel() > 0;
@@ -189,7 +192,9 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   std::vector<const Real*> next(B, nullptr);
   std::memset(column_sums.get(), 0, gate_width * sizeof(Real));
 
-  Buffer<Real> dh(B * H), dc(lstm ? B * H : 0);
+  Buffer<Real> dh(B * H), dc(lstm ? B * H : 0), chunk_cells(lean && lstm ? most_rows * H : 0);
+  std::optional<Inputs<Real>> inputs;
+  if (lean) inputs.emplace(kernels, s, x, w_ih, w_hh, b_ih, b_hh, false);
   start_from(part<const Real>(dh_n, at.d, at.D), B * H, dh.get());
   if (lstm) start_from(part<const Real>(dc_n, at.d, at.D), B * H, dc.get());
 
@@ -199,8 +204,9 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   f.c0 = part<const Real>(c0, at.d, at.D);
   f.y = rows_of<const Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
   f.dy = optional_rows<const Real>(dy, "dy", s, R, H, type, at.d * H, at.D * H);
+  f.lean = lean;
   f.saved = part<const Real>(saved, at.d, at.D);
-  f.cells = part<const Real>(cells, at.d, at.D);
+  f.cells = !lean ? part<Real>(cells, at.d, at.D) : lstm ? chunk_cells.get() : nullptr;
   f.dh = dh.get();
   f.dc = lstm ? dc.get() : nullptr;
   f.dgates = dgates.get();
@@ -230,8 +236,14 @@ void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const T
   const Sums<Real> sums_ih(g.dw_ih, G * H, I, want_w_ih && !tokens), sums_hh(g.dw_hh, G * H, H, want_w_hh);
 
   const int64_t threads = threads_for(R * G * H * H, B);
-  for (int64_t end = T; end > 0; end -= std::min(end, steps_per_chunk)) {
-    const int64_t begin = std::max<int64_t>(0, end - steps_per_chunk);
+  for (int64_t end = T, begin; end > 0; end = begin) {
+    begin = (end - 1) / steps_per_chunk * steps_per_chunk;
+    if (lean) {
+      f.chunk_c = lstm ? part<const Real>(cells, at.d, at.D) + begin / lean_chunk * B * H : nullptr;
+      inputs->in_shares_with_room([&](const Share& share, int64_t steps, Real* workspace) {
+        kernels.rebuild(inputs->f, f, share, begin, end, steps, workspace);
+      });
+    }
     in_shares(s, G * H * H, kernels.backward_panels(H),
               [&](const Share& share) { kernels.backward(f, share, begin, end); });
 

@@ -53,7 +53,7 @@ void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
               std::min(end - before, pieces), pieces, &meetings[group]});
     }
   });
-  if (pieces == 1) return;
+  if (pieces == 1 || meetings[0].arrived == 0) return;  // nobody had to wait
   const int64_t spent = nanoseconds() - start;
   const auto in_vain = [&](const Meeting& meeting) { return meeting.waited > spent * pieces / 4; };
   sharing.went(std::none_of(meetings.begin(), meetings.end(), in_vain));

@@ -43,6 +43,7 @@ class Sample:
     strided: bool = False
     saturating: bool = False
     schedule: str = "auto"
+    save: str = "full"
     draw: int = 0
 
     def __str__(self) -> str:
@@ -51,11 +52,13 @@ class Sample:
         named = [name for name in flags if getattr(self, name)]
         named += ["both"] * (self.D == 2) + ["nobias"] * (not self.bias)
         named += [self.lengths] * bool(self.lengths) + [self.schedule] * (self.schedule != "auto")
+        named += [self.save] * (self.save != "full")
         return "-".join((self.cell, sizes, *named))
 
-    def call(self, dtype: torch.dtype, save: str = "full", device: str = "cpu") -> Call:
+    def call(self, dtype: torch.dtype, device: str = "cpu") -> Call:
         """Inputs that depend on the sample alone: equal in every dtype but for what float32 already rounds away."""
-        random = torch.Generator().manual_seed(1000 * self.draw + sum(map(ord, str(self.on("auto")))))
+        drawn_for = str(self.on("auto").keeping("full"))
+        random = torch.Generator().manual_seed(1000 * self.draw + sum(map(ord, drawn_for)))
         gates, out = len(CELLS[self.cell].gates), self.P or self.H
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -94,7 +97,7 @@ class Sample:
             torch.rand(self.T, self.B, generator=random) < 0.3 if self.resets else None,
             self.batch_first,
             self.schedule,
-            save,
+            self.save,
         )
         return drawn if device == "cpu" else _moved(drawn, device)
 
@@ -115,6 +118,9 @@ class Sample:
 
     def on(self, schedule: str) -> Sample:
         return dataclasses.replace(self, schedule=schedule)
+
+    def keeping(self, save: str) -> Sample:
+        return dataclasses.replace(self, save=save)
 
 
 def _moved(call: Call, device: str) -> Call:
@@ -160,8 +166,22 @@ PROJECTIONS = (
     dict(T=10, B=4, I=6, H=18, P=7, D=2, lengths="packed"),
     dict(T=10, B=4, I=6, H=18, P=7, lengths="given", resets=True),
 )
+LEAN = (  # a chunk of cells is 32 steps
+    dict(T=1, B=1, I=1, H=1),
+    dict(T=9, B=5, I=6, H=18, strided=True),
+    dict(T=6, B=0, I=3, H=5),
+    dict(T=40, B=3, I=7, H=15, saturating=True),
+    dict(T=64, B=2, I=6, H=18, reverse=True, batch_first=True),
+    dict(T=75, B=9, I=20, H=37, D=2, lengths="packed"),
+    dict(T=33, B=5, I=6, H=18, D=2, lengths="given", bias=False),
+    dict(T=35, B=4, I=27, H=20, tokens=True, D=2, lengths="packed"),
+    dict(T=35, B=1, I=40, H=35, tokens=True),
+    dict(T=37, B=3, I=6, H=18, resets=True),
+)
 PROBLEMS = [Sample(cell, **size) for cell in CELLS for size in SIZES]
 PROBLEMS += [Sample("lstm", **size) for size in PROJECTIONS]
+PROBLEMS += [Sample(cell, **size, save="lean") for cell in ("gru", "lstm") for size in LEAN]
+PROBLEMS += [Sample(cell, **LEAN[1], save="lean") for cell in CELLS if cell not in ("gru", "lstm")]
 
 
 def cases(backends, dtype: torch.dtype, samples: Sequence[Sample] = PROBLEMS, device: str = "cpu") -> list:

@@ -42,6 +42,8 @@ SAMPLES = [
     Sample("lstm", **SIZES, lengths="packed"),
     Sample("lstm", **SIZES, tokens=True, lengths="given"),
     Sample("lstm", **SIZES, D=2, bias=False),
+    Sample("gru", **SIZES, tokens=True, save="lean"),
+    Sample("lstm", **SIZES, lengths="packed", D=2, save="lean"),
 ]
 FITTING = [case.values[0] for case in cases_of_problems(("cpu",), torch.float64)]
 FITTING = [sample for sample in FITTING if not sample.strided]
@@ -50,14 +52,14 @@ FITTING = [sample for sample in FITTING if not sample.strided]
 @functools.cache
 def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tensor | int | str]:
     """The arguments of a call that fits, in order."""
-    call = sample.call(dtype, save="full")
+    call = sample.call(dtype)
     outputs = forward(call, "cpu") if kind.endswith("backward") else REGISTRY["cpu"].new_outputs(call)
     y, h_n, c_n, saved, cells = outputs
     cotangents = dict(zip(("dy", "dh_n", "dc_n"), sample.cotangents(outputs[:3]), strict=True))
     tensors = dict(zip(ops.TENSORS, ops.flat(call), strict=True))
     if kind.startswith("public"):
         options = dict(cell=call.cell, direction=call.direction, batch_first=False)
-        options |= dict(schedule="auto", save="full", precision="ieee", backend="cpu")
+        options |= dict(schedule="auto", save=call.save, precision="ieee", backend="cpu")
         if kind == "public-forward":
             return tensors | options
         wanted = sum(1 << k for k, t in enumerate(inputs_of(call)) if t is not None and t.is_floating_point())
@@ -67,13 +69,13 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
     y = torch.cat((y, y), -1)[..., -call.D * call.P :]  # rows with gaps between them
     if kind == "private-forward":
         return tensors | last | dict(concat=False, y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells)
-    inputs = {name: t for name, t in tensors.items() if not name.startswith("b_")}
     grads = {
         f"d{name}": torch.empty_like(t) if t.is_floating_point() else h_n.new_empty(0)
         for name, t in tensors.items()
         if name in ops.DIFFERENTIABLE
     }
-    return cotangents | inputs | dict(y=y, saved=saved, cells=cells) | last | grads
+    kept = dict(y=y, saved=saved, cells=cells)
+    return cotangents | tensors | kept | last | dict(lean=call.save == "lean") | grads
 
 
 def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:

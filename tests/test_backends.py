@@ -62,6 +62,8 @@ WIDE = [
     Sample("lstm", **WIDE_SIZES),
     Sample("lstm", **WIDE_SIZES, lengths="packed", D=2),
     Sample("gru", **WIDE_SIZES, tokens=True, reverse=True),
+    Sample("lstm", T=90, B=66, I=12, H=160, D=2, save="lean"),
+    Sample("gru", T=90, B=66, I=12, H=160, lengths="given", reverse=True, save="lean"),
 ]
 
 
@@ -92,7 +94,7 @@ def test_results_repeat_bit_for_bit(sample, backend):
 
 @pytest.mark.parametrize(("sample", "backend"), cases(("cpu",), torch.float32))
 def test_outputs_do_not_depend_on_the_threads(sample, backend):
-    call, threads = sample.call(torch.float32, save="none"), torch.get_num_threads()
+    call, threads = sample.keeping("none").call(torch.float32), torch.get_num_threads()
     try:
         results = []
         for count in (1, 2):
@@ -106,9 +108,18 @@ def test_outputs_do_not_depend_on_the_threads(sample, backend):
 
 @pytest.mark.parametrize(("sample", "backend"), cases(SHARED_LAYOUT, torch.float32))
 def test_saving_for_backward_changes_no_output(sample, backend):
-    without, kept = (forward(sample.call(torch.float32, save), backend)[:3] for save in ("none", "full"))
+    without, kept = (forward(sample.keeping(save).call(torch.float32), backend)[:3] for save in ("none", sample.save))
     for one, other in zip(without, kept, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("sample", "backend"), [c for c in cases(SHARED_LAYOUT, torch.float32) if c.values[0].save == "lean"]
+)
+def test_what_lean_rebuilds_is_what_full_keeps(sample, backend):
+    """Bit for bit, where all steps are one chunk of sums and no step is a product of its own."""
+    full, lean = (run(sample.keeping(save).on("hoisted"), backend, torch.float32) for save in ("full", "lean"))
+    assert_equal(lean, full)
 
 
 @pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float64))
@@ -181,7 +192,7 @@ def test_fake_kernels_tell_the_truth(sample, backend):
     outputs = forward(call, backend)
     flat, options = (
         ops.flat(call),
-        (call.cell, call.direction, call.batch_first, "auto", "full", "ieee", backend),
+        (call.cell, call.direction, call.batch_first, "auto", call.save, "ieee", backend),
     )
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(ops.FORWARD[call.spec.op], (*flat, *options), test_utils=checks)

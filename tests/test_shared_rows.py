@@ -20,6 +20,7 @@ SAMPLES = [
     *(Sample(cell, **SIZES, B=1, tokens=True, reverse=True) for cell in CELLS),
     Sample("lstm", T=300, B=1, I=20, H=203),  # more than one chunk of the input product
     Sample("gru", T=2500, B=1, I=3, H=203),  # and of dgates
+    Sample("lstm", T=300, B=1, I=20, H=203, save="lean"),
 ]
 LOOPS = ("y", "h_n", "c_n", "dh0", "dc0")  # what the kernels write; sums over rows are torch's products
 

@@ -8,9 +8,37 @@ struct BackwardRow {
   const Real* next;  // dgates of the step processed before this one, or null
   Real *dh, *dc;     // [H] each: what reaches h past W_hh; what reaches c
   const Real* dy;    // or null
-  const Real *h_prev, *c_prev, *y, *c, *saved;
-  Real* dgates;
+  const Real *h_prev, *c_prev, *y, *saved;
+  Real *c, *dgates;
 };
+
+// Where the operands of one row of a chunk lie. `begins`: it is of the chunk's first step; first_row: the number of the
+// chunk's first row in memory.
+template <class Real>
+FUSEDRNN_INLINE void find_row(const Backward<Real>& f, int64_t t, int64_t b, bool begins, int64_t first_row,
+                              BackwardRow<Real>& row) {
+  const Shape& s = f.shape;
+  const int64_t H = s.H, number = row_number(s, t, b), before = s.reverse ? t + 1 : t - 1;
+  const bool starts = s.reverse ? before >= length_of(s, b) : before < 0;
+  row.dy = f.dy.base ? row_at(s, f.dy, t, b) : nullptr;
+  row.y = row_at(s, f.y, t, b);
+  row.h_prev = starts ? f.h0 + b * H : row_at(s, f.y, before, b);
+  row.dgates = f.dgates + (number - first_row) * f.dgates_stride;
+  row.saved = f.lean ? row.dgates : f.saved ? f.saved + number * blocks_of(s.cell) * H : nullptr;
+  if (!f.cells) return;
+  const int64_t first_cell = f.lean ? first_row : 0;
+  row.c = f.cells + (number - first_cell) * H;
+  if (f.lean && begins) {
+    row.c_prev = f.chunk_c + b * H;
+  } else {
+    row.c_prev = starts ? f.c0 + b * H : f.cells + (row_number(s, before, b) - first_cell) * H;
+  }
+}
+
+// The number of the first row in memory of steps [begin, end) in order of processing.
+FUSEDRNN_INLINE int64_t first_row_of(const Shape& s, int64_t begin, int64_t end) {
+  return row_number(s, step_at(s, s.reverse ? end - 1 : begin), 0);
+}
 
 template <class Real>
 FUSEDRNN_INLINE Vector<Real> with_dy(const BackwardRow<Real>& row, Vector<Real> dh, int64_t unit, int lanes) {
@@ -150,10 +178,8 @@ template <class Gates, class Real>
 void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, int64_t end) {
   const Shape& s = f.shape;
   const int64_t first = share.first, last = share.last, n = last - first;
-  const int64_t H = s.H, blocks = blocks_of(s.cell), back = s.reverse ? 1 : -1;
+  const int64_t H = s.H, blocks = blocks_of(s.cell), first_row = first_row_of(s, begin, end);
   const Panels own = panels_of(share, backward_panels<Real>(H));
-  const int64_t lowest = s.reverse ? step_at(s, end - 1) : step_at(s, begin);
-  const int64_t first_row = row_number(s, lowest, 0);
   auto* rows = new BackwardRow<Real>[n];
   BackwardStep<Real> step(f, n);
   for (int64_t b = first; b < last; ++b) {
@@ -175,18 +201,10 @@ void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, i
         }
         continue;
       }
-      const int64_t number = row_number(s, t, b), before = t + back;
-      const bool starts = s.reverse ? before >= length_of(s, b) : before < 0;
-      row.dy = f.dy.base ? row_at(s, f.dy, t, b) : nullptr;
-      row.y = row_at(s, f.y, t, b);
-      row.h_prev = starts ? f.h0 + b * H : row_at(s, f.y, before, b);
-      if (f.cells) {
-        row.c = f.cells + number * H;
-        row.c_prev = starts ? f.c0 + b * H : f.cells + row_number(s, before, b) * H;
+      find_row(f, t, b, position == begin, first_row, row);
+      if (share.leads() && f.h_prev) {
+        copy(f.h_prev + (row_number(s, t, b) - first_row) * f.h_prev_stride, row.h_prev, H);
       }
-      row.saved = f.saved ? f.saved + number * blocks * H : nullptr;
-      row.dgates = f.dgates + (number - first_row) * f.dgates_stride;
-      if (share.leads() && f.h_prev) copy(f.h_prev + (number - first_row) * f.h_prev_stride, row.h_prev, H);
       step.rows[step.count++] = &row;
     }
     backward_step<Gates>(f, step, own);

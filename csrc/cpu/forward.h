@@ -179,6 +179,15 @@ void input_product(const Forward<Real>& f, const Share& share, Panels own, int64
   }
 }
 
+// c before a chunk. A thread copies the units it owns: those of others may be at the next step already.
+template <class Real>
+void keep_cells(const Forward<Real>& f, const Share& share, Panels own, int64_t chunk, const ForwardRow<Real>* rows) {
+  const int64_t H = f.shape.H, first = own.first * lanes_of<Real>, last = minimum(H, own.last * lanes_of<Real>);
+  for (int64_t b = share.first; b < share.last; ++b) {
+    copy(f.chunk_cells + (chunk * f.shape.B + b) * H + first, rows[b - share.first].c_prev + first, last - first);
+  }
+}
+
 template <class Gates, class Real>
 void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Real* workspace) {
   const Shape& s = f.shape;
@@ -203,6 +212,7 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
     if (!direct) input_product(f, share, own, begin, end, workspace, chunk.x, chunk.sums);
     for (int64_t position = begin; position < end; ++position) {
       const int64_t t = step_at(s, position);
+      if (f.chunk_cells && position % lean_chunk == 0) keep_cells(f, share, own, position / lean_chunk, rows);
       step.count = 0;
       for (int64_t b = first; b < last; ++b) {
         ForwardRow<Real>& row = rows[b - first];

@@ -45,6 +45,10 @@ static constexpr int64_t padded_row(int64_t width) {
   return ((width + line_of<Real> - 1) / line_of<Real> | 1) * line_of<Real>;
 }
 
+// save="lean" keeps c before every so many steps only, as LEAN_CHUNK in fusedrnn/cells.py.
+static constexpr int64_t lean_chunk = 32;
+static constexpr int64_t lean_chunks(int64_t T) { return (T + lean_chunk - 1) / lean_chunk; }
+
 static constexpr int64_t length_of(const Shape& s, int64_t b) { return s.lengths ? s.lengths[b] : s.T; }
 
 // The number of row (t, b), and where it begins.
@@ -73,10 +77,11 @@ struct Forward {
   const Real* h0;         // [B, H]
   const Real* c0;         // [B, H], LSTM
   Rows<Real> y;
-  Real* h_n;    // [B, H]
-  Real* c_n;    // [B, H], LSTM
-  Real* saved;  // [R, saved blocks, H], or null
-  Real* cells;  // [R, H], or null
+  Real* h_n;          // [B, H]
+  Real* c_n;          // [B, H], LSTM
+  Real* saved;        // [R, saved blocks, H], or null
+  Real* cells;        // [R, H], or null
+  Real* chunk_cells;  // lean: [chunks, B, H], c before each chunk, or null
 };
 
 template <class Real>
@@ -88,12 +93,15 @@ struct Backward {
   const Real* c0;
   Rows<const Real> y;
   Rows<const Real> dy;  // null base: zero
-  const Real* saved;
-  const Real* cells;
-  Real* dh;      // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
-  Real* dc;      // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
-  Real* dgates;  // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
-  Real* h_prev;  // [rows of the chunk, H]: the state each row started from, or null
+  // Lean: rebuild() makes, for the rows of the chunk, what forward did not keep: `saved` where dgates will lie, and cells.
+  bool lean;
+  const Real* saved;    // [R, blocks, H], or null
+  Real* cells;          // [R, H], lean: [rows of the chunk, H]; or null
+  const Real* chunk_c;  // lean: [B, H], c before the chunk
+  Real* dh;             // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
+  Real* dc;             // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
+  Real* dgates;         // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
+  Real* h_prev;         // [rows of the chunk, H]: the state each row started from, or null
   int64_t dgates_stride, h_prev_stride;
   Real* carried;      // [B, blocks * H]: dgates of the step processed last, between chunks
   const Real** next;  // [B]: dgates of the step processed before this one, null before the first
@@ -136,6 +144,9 @@ struct Kernels {
   void (*token_rows)(const Forward<Real>&, Real* table, int64_t first, int64_t last);
   // All steps. workspace holds steps_per_chunk * rows * packed_width elements.
   void (*forward)(const Forward<Real>&, const Share&, int64_t steps_per_chunk, Real* workspace);
+  // Lean: `saved` and `cells` of steps [begin, end), as forward computes them. All steps at once: every h is known.
+  void (*rebuild)(const Forward<Real>&, const Backward<Real>&, const Share&, int64_t begin, int64_t end,
+                  int64_t steps_at_once, Real* workspace);
   // Steps [begin, end) in order of processing (counted as forward walks them), last to first.
   void (*backward)(const Backward<Real>&, const Share&, int64_t begin, int64_t end);
   // After the last chunk: dh0 [B, H] of batch rows [first, last).

@@ -29,13 +29,14 @@ namespace {
 #include "tile.h"
 #include "forward.h"
 #include "backward.h"
+#include "rebuild.h"
 #include "sums.h"
 
 template <class Real>
 constexpr Kernels<Real> kernels = {
-    packed_width<Real>,    forward_panels<Real>,  backward_panels<Real>, padded_units<Real>, pack_forward<Real>,
-    pack_backward<Real>,   pack_bias<Real>,       token_rows<Real>,      forward<Real>,      backward<Real>,
-    backward_finish<Real>, add_scaled_rows<Real>, add_columns<Real>,     add_row<Real>,
+    packed_width<Real>,  forward_panels<Real>,  backward_panels<Real>, padded_units<Real>, pack_forward<Real>,
+    pack_backward<Real>, pack_bias<Real>,       token_rows<Real>,      forward<Real>,      rebuild<Real>,
+    backward<Real>,      backward_finish<Real>, add_scaled_rows<Real>, add_columns<Real>,  add_row<Real>,
 };
 
 }  // namespace

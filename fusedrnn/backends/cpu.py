@@ -7,6 +7,7 @@ import torch
 from fusedrnn import _extension
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call
+from fusedrnn.cells import SAVE
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as enum Isa in csrc/bindings.cpp
 _CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/cpu/layer.h
@@ -31,7 +32,7 @@ class CpuBackend(Backend):
     devices = frozenset(("cpu",))
     dtypes = frozenset((torch.float32, torch.float64))
     cells = frozenset(_CELLS)
-    features = frozenset(("bidirectional", "tokens", "packed", "lengths"))
+    features = frozenset(("bidirectional", "tokens", "packed", "lengths", "lean"))
     checks_data = True
 
     def unavailable_reason(self) -> str | None:
@@ -56,7 +57,7 @@ class CpuBackend(Backend):
             call.direction,
             _concat(call.schedule, call.T),
             call.batch_first,
-            call.save == "full",
+            SAVE.index(call.save),
         )
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
@@ -70,8 +71,8 @@ class CpuBackend(Backend):
             call.x,
             call.h0,
             call.c0,
-            *w[:2],
-            *reverse[:2],
+            *w[:4],
+            *reverse[:4],
             call.row_offsets,
             call.lengths,
             y,
@@ -79,10 +80,9 @@ class CpuBackend(Backend):
             cells,
             _CELLS.index(call.cell),
             call.direction,
+            call.save == "lean",
             call.batch_first,
             wanted,
-            *w[2:4],
-            *reverse[2:4],
         )
         return (*grads[:7], None, *grads[7:], None) if other else (*grads[:7], None)
 

@@ -1,0 +1,78 @@
+// What the forward kernels read, packed: for forward, and for what backward rebuilds. Part of bindings.cpp.
+
+template <class Real>
+void check_weights(const Shape& s, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+  const ScalarType type = scalar_type<Real>;
+  const int64_t rows = gates_of(s.cell) * s.H;
+  check_dense(w_ih, "w_ih", {rows, s.I}, type);
+  check_dense(w_hh, "w_hh", {rows, s.H}, type);
+  check_optional(b_ih, "b_ih", {rows}, type);
+  check_optional(b_hh, "b_hh", {rows}, type);
+  STD_TORCH_CHECK((b_ih.numel() > 0) == (b_hh.numel() > 0), "b_ih and b_hh: both or none");
+}
+
+// x and the weights, which fit.
+template <class Real>
+class Inputs {
+ public:
+  Inputs(const Kernels<Real>& kernels, const Shape& s, const Tensor& x, const Tensor& w_ih, const Tensor& w_hh,
+         const Tensor& b_ih, const Tensor& b_hh, bool concat)
+      : width(kernels.packed_width(s.cell, s.H)),
+        panels(kernels.forward_panels(s.cell, s.H)),
+        tokens(x.scalar_type() == ScalarType::Long),
+        pack(row_count(s, x) > unpacked_rows),
+        with_table(tokens && s.I <= row_count(s, x)),
+        packed_hh(pack ? width * s.H : 0),
+        packed_ih(pack && !tokens ? width * s.I : 0),
+        bias(width),
+        bias_hn(width),
+        table(with_table ? s.I * width : 0) {
+    const int64_t H = s.H, I = s.I, R = row_count(s, x);
+    f.shape = s;
+    f.concat = concat && !tokens;
+    if (tokens) {
+      f.tokens = rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long);
+    } else {
+      f.x = rows_of<const Real>(x, "x", s, R, I, scalar_type<Real>);
+    }
+    f.w_ih = data<const Real>(w_ih);
+    f.w_hh = data<const Real>(w_hh);
+    f.packed_ih = pack ? packed_ih.get() : nullptr;
+    f.packed_hh = pack ? packed_hh.get() : nullptr;
+    f.bias = bias.get();
+    f.bias_hn = bias_hn.get();
+    kernels.pack_bias(s.cell, data<const Real>(b_ih), data<const Real>(b_hh), H, bias.get(), bias_hn.get());
+    if (pack) {
+      in_pieces(panels, threads_for(width * (H + I) * 8, panels), [&](int64_t first, int64_t last) {
+        kernels.pack_forward(s.cell, f.w_hh, H, H, packed_hh.get(), first, last);
+        if (!tokens) kernels.pack_forward(s.cell, f.w_ih, H, I, packed_ih.get(), first, last);
+      });
+    }
+    if (with_table) {
+      in_pieces(I, threads_for(I * width * 8, I),
+                [&](int64_t first, int64_t last) { kernels.token_rows(f, table.get(), first, last); });
+      f.table = table.get();
+    }
+  }
+
+  // run(share, steps, workspace) for all rows and units, with room for x W_ih + b of so many steps.
+  template <class F>
+  void in_shares_with_room(const F& run) const {
+    const Shape& s = f.shape;
+    in_shares(s, width * (s.H + (tokens ? 0 : s.I)), panels, [&](const Share& share) {
+      const int64_t rows = share.last - share.first, per_step = rows * width;
+      const int64_t fit = pre_bytes / std::max<int64_t>(1, per_step * int64_t(sizeof(Real)));
+      const int64_t fill = pre_rows / std::max<int64_t>(1, rows);
+      const int64_t steps = std::clamp<int64_t>(std::max(fit, fill), 1, std::max<int64_t>(1, s.T));
+      Buffer<Real> workspace(f.concat || f.table ? 0 : steps * per_step);
+      run(share, steps, workspace.get());
+    });
+  }
+
+  Forward<Real> f{};
+
+ private:
+  int64_t width, panels;
+  bool tokens, pack, with_table;
+  Buffer<Real> packed_hh, packed_ih, bias, bias_hn, table;
+};
