@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fusedrnn import checks, dispatch, functional
+from fusedrnn.call import Weights
 
 NO_ROWS = functional.Rows()
 
@@ -19,6 +21,7 @@ class Options(nn.Module):
     backend = "auto"
     schedule = "auto"
     stock: type[nn.Module]  # the class of torch.nn that this one stands in for
+    _kept: tuple[list[Any], tuple[Weights, ...]] = ([], ())  # parameters, and the weights that were checked of them
 
     @classmethod
     def from_torch(cls, module: nn.Module, *, backend: str = "auto", schedule: str = "auto") -> Self:
@@ -50,10 +53,18 @@ class Options(nn.Module):
             if value != getattr(self, name):
                 setattr(self, name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_kept"}
+
     def extra_repr(self) -> str:
         shown = (f", {name}={getattr(self, name)}" for name in ("reset_after", "schedule", "memory", "backend")
                  if name in self.__dict__ and getattr(self, name) != getattr(type(self), name))  # fmt: skip
         return super().extra_repr() + "".join(shown)
+
+
+def same(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether these are the very same objects, in order."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def check_options(backend: str, schedule: str, memory: str = "full") -> None:

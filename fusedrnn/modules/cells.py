@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusedrnn import checks, functional, inference
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
-from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states
+from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states, same
 
 
 class _Cell(Options, nn.RNNCellBase):
@@ -20,8 +20,7 @@ class _Cell(Options, nn.RNNCellBase):
 
     def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
-        # Once: a parametrized weight is computed whenever it is asked for.
-        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
+        weights = self._weights(cell)
         if (found := self._inferred(cell, input, states, weights)) is not None:
             return found
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
@@ -37,14 +36,29 @@ class _Cell(Options, nn.RNNCellBase):
         elif dims == 1:
             states = tuple(s.unsqueeze(0) for s in states)
         self._check(x, states, weights[0])
-        if misfit := checks.weights(cell, weights, 1):
-            raise RuntimeError(misfit)
         h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
         x = x.unsqueeze(0)
         how = (self.schedule, "full", self.backend)
         outputs = functional.run(cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, *how)
         after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
         return after if dims == 2 else [s.squeeze(0) for s in after]
+
+    def _weights(self, cell: str) -> tuple[Weights, ...]:
+        """The parameters, checked, and asked for once: one that is parametrized is computed whenever it is asked for.
+
+        RuntimeError where they do not fit together. Kept, for as long as the very same parameters are there.
+        """
+        held = self._parameters.values()
+        if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
+            kept, weights = self._kept
+            if weights and same(kept, held):
+                return weights
+        weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
+        if misfit := checks.weights(cell, weights, 1):
+            raise RuntimeError(misfit)
+        if same(weights[0][:4], held) and type(weights[0].w_ih) is nn.Parameter and not torch.compiler.is_compiling():
+            self._kept = list(held), weights
+        return weights
 
     def _inferred(
         self, cell: str, x: Tensor, states: tuple[Tensor, ...] | None, weights: tuple[Weights, ...]
@@ -60,8 +74,6 @@ class _Cell(Options, nn.RNNCellBase):
         for state in states:
             if type(state) is not Tensor or state.shape != shape or state.dtype != w.dtype or state.device != w.device:
                 return None
-        if checks.weights(cell, weights, 1):
-            return None
         h0, c0 = states[0].unsqueeze(0), states[1].unsqueeze(0) if len(states) == 2 else None
         outputs = inference.run(cell, x.unsqueeze(0), h0, c0, weights, False, self.schedule, self.backend)
         return [state.squeeze(0) for state in outputs[1 : 1 + len(states)]]

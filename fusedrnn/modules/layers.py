@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,14 +10,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import checks, functional, inference
 from fusedrnn.call import Weights
-from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states
+from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states, same
 
 
 class _Recurrent(Options, nn.RNNBase):
     """RNN, GRU and LSTM but for how they hold their state: one tensor, or (h, c)."""
 
     _flat_weights: list[Any]
-    _kept: tuple[list[Any], tuple[Weights, ...]] = ([], ())  # parameters, and what _weights() made of them
     _name_tensor = ""  # torch.nn.RNN alone says "tensor" in the error about the number of dimensions
 
     memory = "full"
@@ -157,7 +154,7 @@ class _Recurrent(Options, nn.RNNBase):
         """What `_weights` kept; else None, and _flat_weights is up to date."""
         if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
             flat, weights = self._kept
-            if weights and _same(flat, self._parameters.values()):
+            if weights and same(flat, self._parameters.values()):
                 return weights
         self._update_flat_weights()
         return None
@@ -181,12 +178,9 @@ class _Recurrent(Options, nn.RNNBase):
         if misfit := checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
             raise RuntimeError(misfit)
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
-        if plain and _same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
+        if plain and same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
             self._kept = list(flat), weights
         return weights
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_kept"}
 
     def _zeros(self, x: Tensor, batch: int):
         return self._zero_state(x, batch, self.proj_size or self.hidden_size)
@@ -295,8 +289,3 @@ class LSTM(_Recurrent):
 def _refuse_projection(kwargs) -> None:
     if "proj_size" in kwargs:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-
-
-def _same(some: Collection[Any], others: Collection[Any]) -> bool:
-    """Whether these are the very same objects, in order."""
-    return len(some) == len(others) and all(map(operator.is_, some, others))
