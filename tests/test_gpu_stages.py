@@ -51,6 +51,31 @@ def test_a_stage_goes_on_where_it_stopped(place, capsys):
     assert capsys.readouterr().out == "0 of 0 problems measured, 0 failures\n"
 
 
+def test_the_chip_is_measured_once_by_one_program(place, monkeypatch, capsys):
+    device = SimpleNamespace(multi_processor_count=made_chip.SMS)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(micro, "architecture", lambda: "90a")
+    monkeypatch.setattr(micro, "build", micro.program_for)
+    monkeypatch.setattr(micro, "groups", lambda program: ["barriers", "loads"])
+    monkeypatch.setattr(stages, "large_rates", lambda: [made_chip.value("copy", 1000, "GB/s")])
+    runs = []
+
+    def measure(program, group, seconds):
+        runs.append(group)
+        failed = [{"measure": group, "at": {}, "error": "late"}] if len(runs) == 2 else []
+        return [made_chip.timed(group, 30), *failed]
+
+    monkeypatch.setattr(micro, "measure", measure)
+    stages.measure_micro(place, soon())
+    assert capsys.readouterr().out == "4 measurements, 1 errors\n  loads {}: late\n"
+    stages.measure_micro(place, soon())  # again, since there was an error
+    assert runs == ["barriers", "loads"] * 2
+    jsonschema.validate(json.loads(place.file("micro").read_text()), SCHEMA)
+    stages.measure_micro(place, soon())
+    assert runs == ["barriers", "loads"] * 2
+    assert capsys.readouterr().out.endswith("all measured before\n")
+
+
 def test_earlier_results_are_not_measured_again_but_shown(place):
     earlier = stages.Place(stages.RESULTS).file("cudnn")
     Record([row(SMALL, ms=7.0)]).save(earlier)
