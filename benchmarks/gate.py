@@ -32,9 +32,9 @@ def _their_errors(problem: grid.Problem) -> Results:
     return [(t - e).detach() for t, e in zip(theirs, exact(problem), strict=True)]
 
 
-def check(problem: grid.Problem, run) -> None:
-    """AssertionError unless what `run` returns agrees with float64 as well as torch.nn does, by the tests' rule."""
-    for k, (ours, theirs, want) in enumerate(zip(run(), _their_errors(problem), exact(problem), strict=True)):
+def check(problem: grid.Problem, results) -> None:
+    """AssertionError unless the results agree with float64 as well as torch.nn's do, by the tests' rule."""
+    for k, (ours, theirs, want) in enumerate(zip(results, _their_errors(problem), exact(problem), strict=True)):
         fault = excess(ours.detach() - want, theirs, want, problem.dtype)
         assert not fault, f"{problem}, result {k}: {fault}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -111,6 +112,7 @@ def file_name(*parts: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-") + ".json"
 
 
+@functools.cache  # asking the driver starts a process
 def describe_machine() -> dict:
     return {
         "processor": _processor(),

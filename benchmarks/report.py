@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.pairs import Spread
@@ -46,17 +47,22 @@ def markdown(rows: list[Row], threads: int) -> str:
     layers = [problem.split() for problem in found if not problem.startswith("training")]
     columns = sorted({(cell, work, device) for cell, _, work, device in layers})
     sizes = list(dict.fromkeys(size for _, size, *_ in layers))
-    lines = _markdown_rows(["size", *(" ".join(column) for column in columns)])
+    lines = markdown_heads(["size", *(" ".join(column) for column in columns)])
     for size in sizes:
         cells = (found.get(f"{cell} {size} {work} {device}") for cell, work, device in columns)
-        lines.append(f"| {size} | {' | '.join(map(_ratio, cells))} |")
-    lines += ["", *_markdown_rows(["", "ratio"])]
-    lines += [f"| {problem} | {_ratio(ratio)} |" for problem, ratio in found.items() if problem.startswith("training")]
+        lines.append(markdown_line([size, *map(_ratio, cells)]))
+    lines += ["", *markdown_heads(["", "ratio"])]
+    steps = [(problem, ratio) for problem, ratio in found.items() if problem.startswith("training")]
+    lines += [markdown_line([problem, _ratio(ratio)]) for problem, ratio in steps]
     return "\n".join(lines)
 
 
-def _markdown_rows(heads: list[str]) -> list[str]:
-    return [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
+def markdown_heads(heads: Sequence[str]) -> list[str]:
+    return [markdown_line(heads), markdown_line(["---"] * len(heads))]
+
+
+def markdown_line(entries: Iterable[str]) -> str:
+    return f"| {' | '.join(entries)} |"
 
 
 def _ratio(ratio: Spread | None) -> str:

@@ -31,7 +31,7 @@ def test_layer(problem, side, threads, budget, benchmark, record):
     benchmark.name = side
     others = {grid.TORCH: theirs, "floor": grid.floor(problem)}
     with grid.float32_precision(problem.precision):
-        gate.check(problem, ours)
+        gate.check(problem, ours())
         own, times = pairs.paired(benchmark, ours, others, budget, problem.device)
     if benchmark.disabled:
         return

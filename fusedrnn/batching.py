@@ -2,7 +2,7 @@
 
 Under vmap the N samples are one call with a batch of B * N, in which sequence b of sample n has index b * N + n, and
 the gradients of the weights are summed by sample afterwards. There is one call a sample where weights or row_offsets
-are mapped (ensembles), for the gradients of a projection, and for what `torch` saves, which is not split by sequence.
+are mapped (ensembles), for the gradients of a projection, and where the layout of what a backend saves is its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import ops, reference
-
-_OPAQUE = frozenset(("torch",))  # backends whose `saved` and `cells` are not laid out by sequence
+from fusedrnn.dispatch import REGISTRY
 
 
 def _vmap_forward(run, info, in_dims, *arguments):
@@ -55,7 +54,7 @@ def _mapped(in_dims, arguments) -> list[tuple]:
 
 def _are_folded(inputs, options) -> bool:
     _, _, _, _, save, _, backend = options
-    splits = save == "none" or (save == "full" and backend not in _OPAQUE)
+    splits = save == "none" or (save == "full" and REGISTRY[backend].shared_layout)
     return splits and all(d is None for _, d in inputs[3:14])
 
 
@@ -137,7 +136,8 @@ def _gradients_by_sample(run, N: int, *arguments) -> tuple[Tensor, ...]:
     grads: list[Tensor | None] = [dx.contiguous(), dh0, dc0]
     for d, w in enumerate(call.weights):
         gx = gh = by_sample(dgates[d])
-        h = by_sample(rows.rows(reference.states_before(call, d, rows, y)))
+        after = rows.grid(y[..., d * call.P : (d + 1) * call.P])
+        h = by_sample(rows.rows(reference.states_before(call, d, rows, call.h0[d], after)))
         if "r" in call.spec.saved:
             r = where_active(saved[d][:, call.spec.saved.index("r")].unflatten(0, (call.R // N, N)))
         if call.cell == "gru":

@@ -86,18 +86,16 @@ def input_gates(call: Call, direction: int, rows: Rows, dtype: torch.dtype) -> T
     return gathered if b_ih is None else gathered + b_ih
 
 
-def states_before(call: Call, direction: int, rows: Rows, y: Tensor) -> Tensor:
-    """h_{t-1} of every step [T, B, P] from the outputs y of a call; arbitrary where a row is inactive."""
-    h0, columns = call.h0[direction], slice(direction * call.P, (direction + 1) * call.P)
-    after = rows.grid(y[..., columns])
+def states_before(call: Call, direction: int, rows: Rows, first: Tensor, after: Tensor) -> Tensor:
+    """h or c before every step [T, B, ..], from those after it and the `first` [B, ..]; arbitrary in inactive rows."""
     if call.reverse[direction]:
-        h = torch.cat((after[1:], h0[None]))
+        before = torch.cat((after[1:], first[None]))
         if rows.active is not None:  # a reverse row starts from h0 where its last step lies
             started = torch.cat((rows.active[1:], torch.zeros_like(rows.active[:1])))
-            h = torch.where(started[..., None], h, h0)
+            before = torch.where(started[..., None], before, first)
     else:
-        h = torch.cat((h0[None], after[:-1]))
-    return h if call.resets is None else h * ~call.resets[..., None]
+        before = torch.cat((first[None], after[:-1]))
+    return before if call.resets is None else before * ~call.resets[..., None]
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -34,7 +34,7 @@ def test_the_command_measures_and_keeps_rows(tmp_path):
 
 def test_the_gate_passes_what_is_right_and_stops_what_is_wrong():
     right = grid.layer(grid.fused_module(PROBLEM, "auto", "auto"), PROBLEM, *grid.inputs(PROBLEM))
-    gate.check(PROBLEM, right)
+    gate.check(PROBLEM, right())
     for k in range(len(right())):
 
         def wrong(k=k):
@@ -43,7 +43,7 @@ def test_the_gate_passes_what_is_right_and_stops_what_is_wrong():
             return results
 
         with pytest.raises(AssertionError, match=f"result {k}: "):
-            gate.check(PROBLEM, wrong)
+            gate.check(PROBLEM, wrong())
 
 
 def test_both_sides_are_given_the_same():

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import micro, plan, stages, table
-from benchmarks.record import RESULTS, write_atomically
+from benchmarks.record import RESULTS
+from fusedrnn.lm.files import write_atomically
 
 SPARE = 15  # seconds of the whole for starting, and for the tables
 

@@ -66,7 +66,7 @@ def floor(problem: Problem, physics: Physics) -> Floor | None:
 def _chains(problem: Problem, physics: Physics):
     """Milliseconds, CTAs and rows of every design that is possible. Layers run one step behind each other, directions
     and tiles of the batch side by side as far as the chip has room."""
-    size, sms = problem.sizes, int(physics.value("multiprocessors"))
+    size, sms = problem.sizes, physics.sms
     steps, passes = size.T + problem.layers - 1, range(2 if problem.training else 1)
     weights = len(problem.spec.gates) * size.H**2 * problem.dtype.itemsize
     room = {1: sms, **{n: _clusters(physics, n) for n in CLUSTERS}, **{n: sms // n for n in GRIDS}}
@@ -98,10 +98,10 @@ def _step(problem: Problem, physics: Physics, ctas: int, rows: int, backward: in
 
 def _streamed_step(problem: Problem, physics: Physics, backward: int) -> float:
     """Cycles of one step of the whole batch on the whole chip, the weights read from L2."""
-    H, B, sms = problem.sizes.H, problem.sizes.B, int(physics.value("multiprocessors"))
+    H, B, sms = problem.sizes.H, problem.sizes.B, physics.sms
     values = math.ceil(H * B / sms)
     share = len(problem.spec.gates) * H**2 / sms
-    streamed = share * problem.dtype.itemsize / max(_fetch_rates(physics, sms))
+    streamed = share * problem.dtype.itemsize / max(m["work"] / m["cycles"]["median"] for m in physics.fetches())
     product = 2 * share * B / _matrix_rate(problem, physics)
     exchange = _exchange(physics, GRIDS[-1], values * (4 if backward else problem.dtype.itemsize))
     return exchange + max(product, streamed) + _gates(problem, physics, values)
@@ -114,15 +114,6 @@ def _gates(problem: Problem, physics: Physics, values: int) -> float:
         (len(spec.gates) + spec.states - 1) * values / physics.rate("function rate", function=function, threads=THREADS)
     )
     return max(all_of_them, IN_SEQUENCE[problem.cell] * physics.cycles("function latency", function=function))
-
-
-def _fetch_rates(physics: Physics, sms: int) -> list[float]:
-    """Bytes a cycle from L2 to the shared memory of an SM, all of them fetching."""
-    names = ("fetch by cp.async", "fetch by the copy engine")
-    found = [m for name in names for m in physics.find(name, ctas=sms, regions=sms)]
-    if not found:
-        raise Missing("fetch")
-    return [m["work"] / m["cycles"]["median"] for m in found]
 
 
 def _exchange(physics: Physics, ctas: int, message: float) -> float:
@@ -150,7 +141,7 @@ def _product(problem: Problem, physics: Physics, gate_rows: int, rows: int) -> f
 def _matrix_rate(problem: Problem, physics: Physics) -> float:
     """Operations a cycle of one SM in a large GEMM."""
     a_second = physics.value("matrix product", precision=problem.precision) * 1e12
-    return a_second / (physics.mhz * 1e6) / physics.value("multiprocessors")
+    return a_second / (physics.mhz * 1e6) / physics.sms
 
 
 def _matrix(problem: Problem, physics: Physics) -> float:

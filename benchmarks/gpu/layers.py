@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import gate, grid
+from benchmarks import gate, grid, pairs
 from benchmarks.gpu import plan
 from benchmarks.gpu.floors import floor
 from benchmarks.gpu.micro import Physics
@@ -24,21 +24,21 @@ Call = Callable[[], object]
 def measure(problem: grid.Problem, sides: list[str], physics: Physics) -> Record:
     """A row for each side and clock, or the failure of a side. Every other side is measured against torch.nn, which has
     to be one of them."""
-    record, runs, errors = Record(), {}, {}
+    record, runs, errors, bound = Record(), {}, {}, floor(problem, physics)
     x, dy = grid.inputs(problem)
     with grid.float32_precision(problem.precision):
         for side in sides:
             try:
                 runs[side] = grid.layer(grid.module_of(problem, side), problem, x, dy)
-                errors[side] = gate.check_sound(problem, runs[side]())
+                results = runs[side]()
+                errors[side] = gate.check_sound(problem, results)
                 if side != grid.TORCH:
-                    gate.check(problem, runs[side])
+                    gate.check(problem, results)
             except (AssertionError, RuntimeError) as reason:
                 record.failures.append(failure(problem, side, reason))
                 runs.pop(side, None)
         for clock, calls in _clocks(problem, runs, record.failures):
             times = _rounds(calls)
-            bound = floor(problem, physics)
             for side, seconds in times.items():
                 rival = times.get(grid.TORCH) if side != grid.TORCH else None
                 row = Row(
@@ -78,7 +78,7 @@ def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]
     """Each clock with, for each side, the call that returns its seconds. Without a GPU the wall is the only one."""
     if not runs:
         return
-    yield "wall", {side: on_the_wall(run) for side, run in runs.items()}
+    yield "wall", {side: functools.partial(pairs.seconds, run, problem.device) for side, run in runs.items()}
     if problem.device != "cuda":
         return
     yield "events", {side: between_events(run) for side, run in runs.items()}
@@ -92,20 +92,6 @@ def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]
             failures.append(failure(problem, f"{side} {GRAPH}", reason))
             return
     yield "graph", replays
-
-
-def on_the_wall(run: Call) -> Callable[[], float]:
-    """Seconds from the call until its work is done."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-
-    def timed() -> float:
-        wait()
-        start = time.perf_counter()
-        run()
-        wait()
-        return time.perf_counter() - start
-
-    return timed
 
 
 def between_events(run: Call) -> Callable[[], float]:

@@ -134,6 +134,18 @@ class Physics:
         (x0, y0), (x1, y1) = points[right - 1 : right + 1]
         return max(y0 + (place - x0) * (y1 - y0) / (x1 - x0), min(y for _, y in points))
 
+    def fetches(self, **at) -> list[dict]:
+        """The ways from L2 to shared memory, each SM fetching a region of its own. Missing where none was measured."""
+        names, everywhere = ("fetch by cp.async", "fetch by the copy engine"), {"ctas": self.sms, "regions": self.sms}
+        if not (found := [m for name in names for m in self.find(name, **everywhere, **at)]):
+            raise Missing("fetch")
+        return found
+
+    @property
+    def sms(self) -> int:
+        """Multiprocessors of the chip."""
+        return int(self.value("multiprocessors"))
+
     @property
     def mhz(self) -> float:
         """The clock of the SMs while they were measured."""

@@ -40,12 +40,7 @@ def _fetched(bytes: int) -> Callable[[Physics], str]:
     """By the quicker of the two ways, all SMs at once."""
 
     def told(physics: Physics) -> str:
-        sms = physics.value("multiprocessors")
-        names = ("fetch by cp.async", "fetch by the copy engine")
-        found = [m for name in names for m in physics.find(name, ctas=sms, regions=sms, bytes=bytes)]
-        if not found:
-            raise Missing("fetch")
-        best = min(found, key=lambda m: m["ns"]["median"])
+        best = min(physics.fetches(bytes=bytes), key=lambda m: m["ns"]["median"])
         return f"{best['ns']['median']:.4g} ns, {best['measure'].removeprefix('fetch ')}"
 
     return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 
 from benchmarks import grid
 from benchmarks.gpu import layers, micro, plan
-from benchmarks.pairs import Spread
+from benchmarks.pairs import Spread, seconds
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
 
 FATAL = 3  # the exit status after which a new process may go on where this one stopped
@@ -105,7 +106,7 @@ def large_rates(edge: int = 8192, copied: int = 1 << 32, device: str = "cuda") -
 
 
 def _median_seconds(run: Callable[[], object], repeats: int, device: str) -> float:
-    clock = layers.between_events(run) if device == "cuda" else layers.on_the_wall(run)
+    clock = layers.between_events(run) if device == "cuda" else functools.partial(seconds, run)
     clock()
     return Spread.of([clock() for _ in range(repeats)]).median
 

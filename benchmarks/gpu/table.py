@@ -14,6 +14,7 @@ from benchmarks import grid
 from benchmarks.gpu import floors, plan, published
 from benchmarks.gpu.micro import Physics
 from benchmarks.record import Record, Row
+from benchmarks.report import markdown_heads, markdown_line
 
 CLOCKS = ("graph", "events", "wall")
 STEPS = 128
@@ -32,7 +33,7 @@ def short(physics: Physics, cudnn: Record, fusedrnn: Record, tests: list[dict]) 
 def full(physics: Physics, cudnn: Record, fusedrnn: Record) -> str:
     """Markdown: every problem of either stage, with its floor."""
     heads = ["problem", "side", *(f"{clock} ms (20% to 80%)" for clock in CLOCKS), "ratio", "error", "floor ms", "by"]
-    lines = [_chip(physics, markdown=True), "", *_heads(heads)]
+    lines = [_chip(physics, markdown=True), "", *markdown_heads(heads)]
     by_problem: dict[str, grid.Problem] = {str(problem): problem for problem in plan.grid()}
     rows = sorted((*cudnn.rows, *fusedrnn.rows), key=lambda row: (row.problem, row.side))
     for (name, side), group in itertools.groupby(rows, key=lambda row: (row.problem, row.side)):
@@ -42,7 +43,7 @@ def full(physics: Physics, cudnn: Record, fusedrnn: Record) -> str:
         best = next(found[clock] for clock in CLOCKS if clock in found)
         ratio = f"{best.ratio.median:.2f}" if best.ratio else ""
         bound = (f"{floor.ms:.4g}", f"{floor.binds}, {floor.design}") if floor else ("", "")
-        lines.append(_line([name, side, *times, ratio, f"{best.error:.1g}" if best.error else "", *bound]))
+        lines.append(markdown_line([name, side, *times, ratio, f"{best.error:.1g}" if best.error else "", *bound]))
     failures = [f"* {f.problem}, {f.side}: {f.reason}" for f in (*cudnn.failures, *fusedrnn.failures)]
     return "\n".join([*lines, "", *failures, ""])
 
@@ -50,7 +51,7 @@ def full(physics: Physics, cudnn: Record, fusedrnn: Record) -> str:
 def _chip(physics: Physics, markdown: bool = False) -> str:
     rows = [(physics.machine.get("gpu", "not measured"), "published", "measured"), *published.rows(physics)]
     if markdown:
-        return "\n".join([*_heads(rows[0]), *(_line(row) for row in rows[1:])])
+        return "\n".join([*markdown_heads(rows[0]), *(markdown_line(row) for row in rows[1:])])
     widths = [max(len(row[k]) for row in rows) for k in range(2)]
     return "\n".join(f"{name:{widths[0]}}  {told:{widths[1]}}  {measured}".rstrip() for name, told, measured in rows)
 
@@ -134,12 +135,3 @@ def _left(cudnn: Record, fusedrnn: Record) -> str:
 
 def _time(row: Row | None) -> str:
     return f"{row.ms.median:.4g} ({row.ms.p20:.4g} to {row.ms.p80:.4g})" if row else ""
-
-
-def _heads(heads: Iterable[str]) -> list[str]:
-    heads = list(heads)
-    return [_line(heads), _line(["---"] * len(heads))]
-
-
-def _line(entries: Iterable[str]) -> str:
-    return f"| {' | '.join(entries)} |"

@@ -97,6 +97,7 @@ class Backend:
     features: frozenset[str] = frozenset(FEATURES)
     schedules: frozenset[str] = frozenset(("concat", "hoisted"))
     deterministic: bool = True
+    shared_layout: bool = True  # what it saves for backward is laid out as the contract says, for any backend
     checks_data: bool = False  # raises RuntimeError itself for a token or a length out of range
 
     def unavailable_reason(self) -> str | None:

@@ -72,23 +72,23 @@ class _Direction:
                 else saved[d].view(call.T, call.B, len(call.spec.saved), call.H)
             )
             self.saved = rows.grid(kept).to(dtype)
-        self.h_prev = torch.empty_like(self.y)
+        self.h_prev = reference.states_before(call, d, rows, call.h0[d].to(dtype), self.y)
+        self.c_prev: Tensor | None = None
+        if call.c0 is not None:
+            self.c_prev = reference.states_before(call, d, rows, call.c0[d].to(dtype), self.c)
         if call.cell == "gru_reset_before":
             self.reset_h = torch.empty_like(self.y)  # r * h_prev, which W_hn multiplies
 
     def loop(self):
         """Walk the steps backwards. Returns dgates seen by W_ih and by W_hh [T, B, G*H], dh0, dc0 and dW_hr."""
         call = self.call
-        order = list(reference.steps(call, self.d))
         shape = (call.T, call.B, len(call.spec.gates) * call.H)
         dgates_x = self.dh.new_zeros(shape)
         dgates_h = self.dh.new_zeros(shape) if call.cell == "gru" else dgates_x
         dh, dc = self.dh, self.dc
         dw_hr = None if self.weights.w_hr is None else torch.zeros_like(self.weights.w_hr)
-        for k in range(call.T - 1, -1, -1):
-            t = order[k]
-            h_prev, c_prev = self._state_before(order, k)
-            self.h_prev[t] = h_prev
+        for t in reversed(reference.steps(call, self.d)):
+            h_prev, c_prev = self.h_prev[t], None if self.c_prev is None else self.c_prev[t]
             active = None if self.rows.active is None else self.rows.active[t][:, None]
             dh_t = dh + self.dy[t]
             gx, gh, dh_new, dc_new = self._step(t, dh_t, dc, h_prev, c_prev, dw_hr, active)
@@ -104,25 +104,6 @@ class _Direction:
                 dgates_h[t] = gh
             dh, dc = dh_new, dc_new
         return dgates_x, dgates_h, dh, dc, dw_hr
-
-    def _state_before(self, order: list[int], k: int) -> tuple[Tensor, Tensor | None]:
-        call, t = self.call, order[k]
-        first_h = call.h0[self.d].to(self.dtype)
-        first_c = None if call.c0 is None else call.c0[self.d].to(self.dtype)
-        if k == 0:
-            h, c = first_h, first_c
-        else:
-            before = order[k - 1]
-            h = self.y[before]
-            c = None if first_c is None else self.c[before]
-            if self.rows.active is not None:
-                was = self.rows.active[before][:, None]  # a reverse row starts from h0 where its last step lies
-                h = torch.where(was, h, first_h)
-                c = None if c is None or first_c is None else torch.where(was, c, first_c)
-        if call.resets is not None:
-            keep = (~call.resets[t])[:, None].to(self.dtype)
-            h, c = h * keep, None if c is None else c * keep
-        return h, c
 
     def _step(self, t, dh, dc, h_prev, c_prev, dw_hr, active) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """dgates for W_ih and W_hh [B, G*H], dh and dc before the step, from dh and dc after it."""

@@ -28,6 +28,7 @@ class TorchBackend(Backend):
     cells = frozenset(("rnn_tanh", "rnn_relu", "gru", "lstm"))
     features = frozenset(("bidirectional", "packed", "projection"))
     schedules = frozenset()
+    shared_layout = False
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
         reasons = super().not_supported_reasons(problem)

@@ -90,8 +90,8 @@ class _Recurrent(Options, nn.RNNBase):
         if not inference.applies(x) or not (hx is None or self._state_fits(hx, batch)):
             return None
         h0, c0 = self._pair(self._zeros(x, batch) if hx is None else hx)
-        y, h_n, c_n = inference.run(self.cell, x, h0, c0, weights, self.batch_first, self.schedule, self.backend)
-        return y, (h_n, c_n) if self.mode == "LSTM" else h_n
+        how = (self.batch_first, self.schedule, self.backend)
+        return self._in_kind(*inference.run(self.cell, x, h0, c0, weights, *how))
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
@@ -99,7 +99,7 @@ class _Recurrent(Options, nn.RNNBase):
 
     def _run(self, x: Tensor, hx, rows: functional.Rows, weights: tuple[Weights, ...] | None):
         h0, c0 = self._pair(hx)
-        y, h_n, c_n = functional.run(
+        outputs = functional.run(
             self.cell,
             x,
             h0,
@@ -113,6 +113,9 @@ class _Recurrent(Options, nn.RNNBase):
             self.memory,
             self.backend,
         )
+        return self._in_kind(*outputs)
+
+    def _in_kind(self, y: Tensor, h_n: Tensor, c_n: Tensor):
         return y, (h_n, c_n) if self.mode == "LSTM" else h_n
 
     def _pair(self, hx) -> tuple[Tensor, Tensor | None]:
