@@ -119,6 +119,7 @@ def member(rank: int, work, folder: Path) -> None:
     )
     try:
         work(rank, folder)
+        distributed.barrier()  # nobody leaves while the other still sends
     finally:
         distributed.destroy_process_group()
 
