@@ -28,7 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 4;
+constexpr int64_t abi_version = 5;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t dgates_bytes = 8 << 20;  // dgates of a chunk of steps
@@ -100,9 +100,9 @@ void each_direction(int64_t direction, const F& run) {
 #include "inputs.h"
 
 template <class Real>
-void run_forward(const Direction& at, const Shape& s, const Tensor& x, const Tensor& h0, const Tensor& c0,
-                 const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh, const Tensor& y,
-                 const Tensor& h_n, const Tensor& c_n, const Tensor& saved, const Tensor& cells, bool concat) {
+void run_forward(const Direction& at, const Shape& s, const Operand& x, const Operand& h0, const Operand& c0,
+                 const Operand& w_ih, const Operand& w_hh, const Operand& b_ih, const Operand& b_hh, const Operand& y,
+                 const Operand& h_n, const Operand& c_n, const Operand& saved, const Operand& cells, bool concat) {
   const auto& kernels = *kernels_of<Real>(current_isa);
   const ScalarType type = scalar_type<Real>;
   const int64_t H = s.H, B = s.B, R = row_count(s, x);
@@ -141,11 +141,11 @@ void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Te
                  const Optional& lengths, int64_t cell, int64_t direction, bool concat, Tensor y, Tensor h_n,
                  Tensor c_n, Tensor saved, Tensor cells) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
-    const Tensor &w = at.d ? or_absent(w_ih_reverse) : w_ih, &u = at.d ? or_absent(w_hh_reverse) : w_hh;
-    const Tensor &b = or_absent(at.d ? b_ih_reverse : b_ih), &v = or_absent(at.d ? b_hh_reverse : b_hh);
-    const Shape s = shape_of(cell, reverse, x, h0, w, or_absent(row_offsets), or_absent(lengths));
+    const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
+    const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
+    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths);
     const auto run = w.scalar_type() == ScalarType::Double ? run_forward<double> : run_forward<float>;
-    run(at, s, x, h0, or_absent(c0), w, u, b, v, y, h_n, c_n, saved, cells, concat);
+    run(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
   });
 }
 
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
                                                            const Optional& lengths, int64_t cell, int64_t direction,
                                                            bool concat, bool batch_first, int64_t save) {
   const Optional offsets = dense(row_offsets), active = dense(lengths);
-  const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
+  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active);
   const int64_t D = count_of(direction), R = row_count(s, x);
   const bool lstm = s.cell == Cell::lstm, full = save == save_full;
   const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
@@ -174,6 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
   return {y, h_n, c_n, saved, cells};
 }
 
+#include "inference.h"
+
 #include "gradients.h"
 
 void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
@@ -186,19 +188,18 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
                   const Optional& dw_ih_reverse, const Optional& dw_hh_reverse, const Optional& db_ih_reverse,
                   const Optional& db_hh_reverse) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
-    const Tensor &w = at.d ? or_absent(w_ih_reverse) : w_ih, &u = at.d ? or_absent(w_hh_reverse) : w_hh;
-    const Tensor &b = or_absent(at.d ? b_ih_reverse : b_ih), &v = or_absent(at.d ? b_hh_reverse : b_hh);
-    const Gradients g{or_absent(dx),
-                      or_absent(dh0),
-                      or_absent(dc0),
-                      or_absent(at.d ? dw_ih_reverse : dw_ih),
-                      or_absent(at.d ? dw_hh_reverse : dw_hh),
-                      or_absent(at.d ? db_ih_reverse : db_ih),
-                      or_absent(at.d ? db_hh_reverse : db_hh)};
-    const Shape s = shape_of(cell, reverse, x, h0, w, or_absent(row_offsets), or_absent(lengths));
+    const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
+    const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
+    const Gradients g{dx,
+                      dh0,
+                      dc0,
+                      at.d ? dw_ih_reverse : dw_ih,
+                      at.d ? dw_hh_reverse : dw_hh,
+                      at.d ? db_ih_reverse : db_ih,
+                      at.d ? db_hh_reverse : db_hh};
+    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths);
     const auto run = w.scalar_type() == ScalarType::Double ? run_backward<double> : run_backward<float>;
-    run(at, s, or_absent(dy), or_absent(dh_n), or_absent(dc_n), x, h0, or_absent(c0), w, u, b, v, y, saved, cells, lean,
-        g);
+    run(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, b, v, y, saved, cells, lean, g);
   });
 }
 
@@ -211,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool lean, bool batch_first,
     int64_t wanted) {
   const Optional offsets = dense(row_offsets), active = dense(lengths);
-  const Shape s = shape_of(cell, false, x, h0, w_ih, or_absent(offsets), or_absent(active));
+  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active);
   const int64_t D = count_of(direction), G = gates_of(s.cell);
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
     return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
@@ -260,6 +261,10 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("forward.out(" FORWARD_INPUTS
         ", Tensor(a!) y, Tensor(b!) h_n, Tensor(c!) c_n, Tensor(d!) saved, "
         "Tensor(e!) cells) -> ()");
+  m.def("infer(Tensor x, Tensor? h0, Tensor? c0, int how, Tensor[] weights) -> (Tensor y, Tensor h_n, Tensor? c_n)");
+  m.def(
+      "step(Tensor x, Tensor? h, Tensor? c, int how, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) "
+      "-> (Tensor h, Tensor? c)");
   m.def("backward(" BACKWARD_INPUTS
         ", bool batch_first, int wanted) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
@@ -281,6 +286,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&forward));
   m.impl("forward.out", TORCH_BOX(&forward_out));
+  m.impl("infer", TORCH_BOX(&infer));
+  m.impl("step", TORCH_BOX(&step));
   m.impl("backward", TORCH_BOX(&backward));
   m.impl("backward.out", TORCH_BOX(&backward_out));
 }

@@ -2,7 +2,7 @@
 // fixed order of chunks. Part of bindings.cpp.
 
 struct Gradients {
-  const Tensor &dx, &dh0, &dc0, &dw_ih, &dw_hh, &db_ih, &db_hh;  // empty where not wanted
+  Operand dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh;  // empty where not wanted
 };
 
 // A row-major matrix in raw memory.
@@ -52,6 +52,7 @@ void add_columns(const Kernels<Real>& kernels, const Matrix<Real>& a, Real* out)
 
 template <class Real>
 void start_from(const Real* from, int64_t count, Real* to) {
+  if (count == 0) return;
   if (from) {
     std::memcpy(to, from, count * sizeof(Real));
   } else {
@@ -70,7 +71,7 @@ constexpr bool wants_padding(int64_t width) {
 template <class Real>
 class Sums {
  public:
-  Sums(const Tensor& gradient, int64_t rows, int64_t columns, bool wanted)
+  Sums(const Operand& gradient, int64_t rows, int64_t columns, bool wanted)
       : to(wanted ? data<Real>(gradient) : nullptr),
         rows(rows),
         columns(columns),
@@ -148,10 +149,10 @@ class ChunkRows {
 };
 
 template <class Real>
-void run_backward(const Direction& at, const Shape& s, const Tensor& dy, const Tensor& dh_n, const Tensor& dc_n,
-                  const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-                  const Tensor& b_ih, const Tensor& b_hh, const Tensor& y, const Tensor& saved, const Tensor& cells,
-                  bool lean, const Gradients& g) {
+void run_backward(const Direction& at, const Shape& s, const Operand& dy, const Operand& dh_n, const Operand& dc_n,
+                  const Operand& x, const Operand& h0, const Operand& c0, const Operand& w_ih, const Operand& w_hh,
+                  const Operand& b_ih, const Operand& b_hh, const Operand& y, const Operand& saved,
+                  const Operand& cells, bool lean, const Gradients& g) {
   const auto& kernels = *kernels_of<Real>(current_isa);
   const ScalarType type = scalar_type<Real>;
   const int64_t G = gates_of(s.cell), H = s.H, I = s.I, B = s.B, T = s.T, R = row_count(s, x);

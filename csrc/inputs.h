@@ -1,7 +1,7 @@
 // What the forward kernels read, packed: for forward, and for what backward rebuilds. Part of bindings.cpp.
 
 template <class Real>
-void check_weights(const Shape& s, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+void check_weights(const Shape& s, const Operand& w_ih, const Operand& w_hh, const Operand& b_ih, const Operand& b_hh) {
   const ScalarType type = scalar_type<Real>;
   const int64_t rows = gates_of(s.cell) * s.H;
   check_dense(w_ih, "w_ih", {rows, s.I}, type);
@@ -15,8 +15,8 @@ void check_weights(const Shape& s, const Tensor& w_ih, const Tensor& w_hh, const
 template <class Real>
 class Inputs {
  public:
-  Inputs(const Kernels<Real>& kernels, const Shape& s, const Tensor& x, const Tensor& w_ih, const Tensor& w_hh,
-         const Tensor& b_ih, const Tensor& b_hh, bool concat)
+  Inputs(const Kernels<Real>& kernels, const Shape& s, const Operand& x, const Operand& w_ih, const Operand& w_hh,
+         const Operand& b_ih, const Operand& b_hh, bool concat)
       : width(kernels.packed_width(s.cell, s.H)),
         panels(kernels.forward_panels(s.cell, s.H)),
         tokens(x.scalar_type() == ScalarType::Long),

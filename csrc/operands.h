@@ -1,28 +1,92 @@
-// What the ops are given and what they return: checked, named, allocated. Part of bindings.cpp.
+// What the ops are given and what they return: read, checked, named, allocated. Part of bindings.cpp.
 
 template <class Real>
 constexpr ScalarType scalar_type = sizeof(Real) == 4 ? ScalarType::Float : ScalarType::Double;
 
+constexpr int64_t bytes_of(ScalarType type) { return type == ScalarType::Float ? 4 : 8; }  // or Double, or Long
+
+// What the kernels are told of a tensor, which has to outlive it. Every look at a tensor is a call into torch, so it is
+// read once. An absent tensor has no elements.
+class Operand {
+ public:
+  Operand() = default;
+  Operand(const Tensor& t) : type_(t.scalar_type()), at_(t.data_ptr()), dim_(t.dim()), numel_(t.numel()) {
+    const auto sizes = t.sizes(), strides = t.strides();
+    for (int64_t k = 0; k < std::min(dim_, most_dims); ++k) size_[k] = sizes[k], stride_[k] = strides[k];
+  }
+  Operand(const Optional& t) {
+    if (t) *this = Operand(*t);
+  }
+
+  int64_t dim() const { return dim_; }
+  int64_t numel() const { return numel_; }
+  int64_t size(int64_t k) const { return size_[k]; }
+  int64_t stride(int64_t k) const { return stride_[k]; }
+  ScalarType scalar_type() const { return type_; }
+  void* data_ptr() const { return at_; }
+
+  bool has_sizes(std::initializer_list<int64_t> sizes) const {
+    return dim_ == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), size_);
+  }
+  bool is_contiguous() const {
+    int64_t expected = 1;
+    for (int64_t k = dim_ - 1; k >= 0 && numel_ > 0; --k) {
+      if (size_[k] != 1 && stride_[k] != expected) return false;
+      expected *= size_[k];
+    }
+    return true;
+  }
+  // With the first two dimensions exchanged.
+  Operand transposed() const {
+    Operand result = *this;
+    std::swap(result.size_[0], result.size_[1]);
+    std::swap(result.stride_[0], result.stride_[1]);
+    return result;
+  }
+  // [first, first + count) of the first dimension.
+  Operand narrow(int64_t first, int64_t count) const {
+    Operand result = *this;
+    result.at_ = static_cast<char*>(at_) + first * stride_[0] * bytes_of(type_);
+    result.size_[0] = count;
+    result.numel_ = size_[0] > 0 ? numel_ / size_[0] * count : 0;
+    return result;
+  }
+  // With a dimension of one step before the others.
+  Operand as_step() const {
+    Operand result = *this;
+    result.dim_ = dim_ + 1;
+    std::copy(size_, size_ + most_dims - 1, result.size_ + 1);
+    std::copy(stride_, stride_ + most_dims - 1, result.stride_ + 1);
+    result.size_[0] = 1;
+    return result;
+  }
+
+ private:
+  static constexpr int64_t most_dims = 4;  // no op takes a tensor of more
+  ScalarType type_ = ScalarType::Undefined;
+  void* at_ = nullptr;
+  int64_t dim_ = 0, numel_ = 0, size_[most_dims] = {}, stride_[most_dims] = {};
+};
+
 template <class Real>
-Real* data(const Tensor& t) {
+Real* data(const Operand& t) {
   return t.numel() == 0 ? nullptr : static_cast<Real*>(t.data_ptr());
 }
 
-void check_dense(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+void check_dense(const Operand& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
   STD_TORCH_CHECK(t.scalar_type() == type, name, ": wrong dtype");
   STD_TORCH_CHECK(t.is_contiguous(), name, ": not contiguous");
-  STD_TORCH_CHECK(t.dim() == int64_t(shape.size()) && std::equal(shape.begin(), shape.end(), t.sizes().begin()), name,
-                  ": wrong shape");
+  STD_TORCH_CHECK(t.has_sizes(shape), name, ": wrong shape");
 }
 
-void check_optional(const Tensor& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
+void check_optional(const Operand& t, const char* name, std::initializer_list<int64_t> shape, ScalarType type) {
   if (t.numel() > 0) check_dense(t, name, shape, type);
 }
 
 // Columns [column, column + width) of rows [T, B, columns] or packed [R, columns] whose last stride is 1; tokens have no
 // last dimension and width 0. Without elements the base is null, which fits only where the shape says so.
 template <class Element>
-Rows<Element> rows_of(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width, ScalarType type,
+Rows<Element> rows_of(const Operand& t, const char* name, const Shape& s, int64_t R, int64_t width, ScalarType type,
                       int64_t column = 0, int64_t columns = 0) {
   const bool packed = s.row_offsets != nullptr;
   const int64_t dims = (packed ? 1 : 2) + (width > 0);
@@ -39,20 +103,20 @@ Rows<Element> rows_of(const Tensor& t, const char* name, const Shape& s, int64_t
 
 // The same, or absent.
 template <class Element>
-Rows<Element> optional_rows(const Tensor& t, const char* name, const Shape& s, int64_t R, int64_t width,
+Rows<Element> optional_rows(const Operand& t, const char* name, const Shape& s, int64_t R, int64_t width,
                             ScalarType type, int64_t column = 0, int64_t columns = 0) {
   return t.numel() == 0 ? Rows<Element>{} : rows_of<Element>(t, name, s, R, width, type, column, columns);
 }
 
 // Part d of D equal parts of a dense tensor, null where it is absent.
 template <class Real>
-Real* part(const Tensor& t, int64_t d, int64_t D) {
+Real* part(const Operand& t, int64_t d, int64_t D) {
   const int64_t count = t.numel();
   return count == 0 ? nullptr : static_cast<Real*>(t.data_ptr()) + count / D * d;
 }
 
-Shape shape_of(int64_t cell, bool reverse, const Tensor& x, const Tensor& h0, const Tensor& w_ih,
-               const Tensor& row_offsets, const Tensor& lengths) {
+Shape shape_of(int64_t cell, bool reverse, const Operand& x, const Operand& h0, const Operand& w_ih,
+               const Operand& row_offsets, const Operand& lengths) {
   STD_TORCH_CHECK(cell >= 0 && cell < 4, "unknown cell");
   STD_TORCH_CHECK(h0.dim() == 3 && w_ih.dim() == 2, "h0: expected three dimensions, w_ih: two");
   Shape s{};
@@ -84,7 +148,7 @@ Shape shape_of(int64_t cell, bool reverse, const Tensor& x, const Tensor& h0, co
   return s;
 }
 
-int64_t row_count(const Shape& s, const Tensor& x) { return s.row_offsets ? x.size(0) : s.T * s.B; }
+int64_t row_count(const Shape& s, const Operand& x) { return s.row_offsets ? x.size(0) : s.T * s.B; }
 
 // Every token that takes part is a row of the vocabulary.
 void check_tokens(const Shape& s, const Rows<const int64_t>& tokens) {
@@ -97,12 +161,6 @@ void check_tokens(const Shape& s, const Rows<const int64_t>& tokens) {
   }
 }
 
-// What is absent, as a tensor without elements.
-const Tensor& or_absent(const Optional& t) {
-  static const Tensor& absent = *new Tensor(torch::stable::empty({0}));
-  return t ? *t : absent;
-}
-
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 Optional dense(const Optional& t) { return t ? Optional(dense(*t)) : t; }
 
@@ -113,10 +171,18 @@ Tensor dense_rows(const Tensor& t) {
 }
 Optional dense_rows(const Optional& t) { return t ? Optional(dense_rows(*t)) : t; }
 
+// torch's own new_empty goes through its dispatcher, which takes longer than the allocation.
 Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  int64_t strides[4], count = 1;
+  for (int64_t k = int64_t(sizes.size()) - 1; k >= 0; --k) {
+    strides[k] = count;
+    count *= std::max<int64_t>(1, sizes.begin()[k]);
+  }
+  int32_t dtype;
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.begin(), int64_t(sizes.size()), nullptr,
-                                                          nullptr, nullptr, 0, nullptr, &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 

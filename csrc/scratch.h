@@ -23,7 +23,7 @@ class Scratch {
 
   // The smallest kept block that fits and is not wastefully large, else a new one.
   Block take(size_t bytes) {
-    bytes = (std::max<size_t>(bytes, 1) + page - 1) / page * page;
+    bytes = (bytes + page - 1) / page * page;
     auto best = kept_.end();
     for (auto block = kept_.begin(); block != kept_.end(); ++block) {
       const bool fits = block->bytes >= bytes && block->bytes <= 2 * bytes;
@@ -55,18 +55,22 @@ class Scratch {
 
 inline thread_local Scratch scratch;
 
-// Uninitialised room for `count` elements, for the lifetime of the object, which stays on its thread.
+// Uninitialised room for `count` elements, null for none, for the lifetime of the object, which stays on its thread.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : block_(scratch.take(size_t(count) * sizeof(T))) {}
-  ~Buffer() { scratch.give(block_); }
+  explicit Buffer(int64_t count) {
+    if (count > 0) block_ = scratch.take(size_t(count) * sizeof(T));
+  }
+  ~Buffer() {
+    if (block_.at) scratch.give(block_);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* get() const { return static_cast<T*>(block_.at); }
 
  private:
-  Scratch::Block block_;
+  Scratch::Block block_{nullptr, 0};
 };
 
 }  // namespace fusedrnn

@@ -44,16 +44,17 @@ void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
   const int64_t most = std::min(panels, row_work * (s.B / groups) / least_step);
   int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
   if (pieces > 1 && !sharing.is_wanted()) pieces = 1;
-  std::vector<Meeting> meetings(groups);
-  const int64_t start = nanoseconds();
+  const bool shared = pieces > 1;
+  std::vector<Meeting> meetings(shared ? groups : 0);
+  const int64_t start = shared ? nanoseconds() : 0;
   in_pieces(groups * pieces, groups * pieces, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin / pieces; group * pieces < end; ++group) {
       const int64_t before = group * pieces;
       f(Share{s.B * group / groups, s.B * (group + 1) / groups, std::max(begin - before, int64_t(0)),
-              std::min(end - before, pieces), pieces, &meetings[group]});
+              std::min(end - before, pieces), pieces, shared ? &meetings[group] : nullptr});
     }
   });
-  if (pieces == 1 || meetings[0].arrived == 0) return;  // nobody had to wait
+  if (!shared || meetings[0].arrived == 0) return;  // nobody had to wait
   const int64_t spent = nanoseconds() - start;
   const auto in_vain = [&](const Meeting& meeting) { return meeting.waited > spent * pieces / 4; };
   sharing.went(std::none_of(meetings.begin(), meetings.end(), in_vain));

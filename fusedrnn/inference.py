@@ -1,63 +1,117 @@
-"""One layer without gradients, from checked arguments to the backend's launch with little Python in between.
+"""Layers and cells without gradients, by one op that checks its operands and runs them all.
 
 A step of a cell, or of a decoder that makes a token at a time, takes as long as reading the weights once, some 10 us;
-`functional.run` and the raw op on top of that would take 35.
+`functional.run` takes 40 on top of that. So what a module's options decide is decided once, and what its arguments
+decide once for each shape. What the op does not run, and what does not fit, is left to the long way, which also knows
+what to say about it.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 from torch.autograd import forward_ad
 
-from fusedrnn import dispatch, functional, ops
-from fusedrnn.backends.base import Backend, Problem
-from fusedrnn.call import Call, Weights
-from fusedrnn.cells import CELLS
+from fusedrnn import dispatch, ops
+from fusedrnn.backends import cpu
+from fusedrnn.backends.base import BackendError, Problem
 
-_REVERSE = {1: (False,), 2: (False, True)}
+Runner = Callable[[Any, Any], Any]  # (x, state) -> what forward returns; None: take the long way
 
 
-def applies(x: Tensor) -> bool:
+def applies() -> bool:
     """Whether nobody wants a gradient or a cast, and no compiler, transform, profiler or mode is to see the op."""
     return not (
         torch.is_grad_enabled()
-        or ops.is_observed((x,))
-        or torch._C._is_any_autocast_enabled()
+        or ops.anything_listens()
+        or _is_any_autocast_enabled()
         or forward_ad._current_level >= 0
     )
 
 
-def run(
-    cell: str,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: tuple[Weights, ...],
-    batch_first: bool,
-    schedule: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h_n and c_n of one layer, as `functional.run`; x is a dense batch of floats."""
-    x = x.transpose(0, 1) if batch_first else x
-    w = weights[0]
-    facts = (cell, x.device.type, x.dtype, x.shape, len(weights), w.w_hh.shape, w.b_ih is not None, w.w_hr is not None)
-    precision = functional.float32_precision(w.w_ih)
-    runner = _runner(dispatch.requested(backend), facts, batch_first, schedule, precision)
-    reverse = _REVERSE[len(weights)]
-    call = Call(cell, x, h0, c0, weights, reverse, None, None, None, batch_first, schedule, "none", precision)
-    y, h_n, c_n, *_ = runner.forward(call)
-    return y.transpose(0, 1) if batch_first else y, h_n, c_n
+def layers(
+    cell: str, weights: list[Tensor], I: int, H: int, *,
+    bidirectional: bool, bias: bool, batch_first: bool, schedule: str, backend: str,
+) -> Runner | None:  # fmt: skip
+    """y and the last state of all layers over a dense batch. weights: checked, as `_flat_weights` of torch.nn."""
+    D, each = 2 if bidirectional else 1, 4 if bias else 2
+    same: dict[str, Any] = {"bias": bias, "batch_first": batch_first, "schedule": schedule}
+
+    def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
+        tokens = dtype == torch.int64
+        if len(shape) != (2 if tokens else 3):
+            return None
+        T, B = reversed(shape[:2]) if batch_first else shape[:2]
+        problems = [Problem(cell, "cpu", weights[0].dtype, T, B, I, H, D, tokens=tokens, **same)]
+        if len(weights) > D * each:
+            problems.append(Problem(cell, "cpu", weights[0].dtype, T, B, D * H, H, D, **same))
+        if not all(_on_cpu(problem, named) for problem in problems):
+            return None
+        return cpu.options(cell, schedule, T, bias, bidirectional, batch_first)
+
+    in_kind = (lambda out: (out[0], out[1:])) if cell == "lstm" else operator.itemgetter(0, 1)
+    return _runner(cell, backend, options, cpu.infer, (weights,), in_kind)
 
 
-@functools.lru_cache(maxsize=4096)
-def _runner(backend: str, facts: tuple, batch_first: bool, schedule: str, precision: str) -> Backend:
-    cell, device, dtype, (T, B, I), D, (rows, P), bias, projected = facts
-    H = rows // len(CELLS[cell].gates)
-    problem = Problem(
-        cell, device, dtype, T, B, I, H, D, P if projected else 0,
-        bias=bias, batch_first=batch_first, schedule=schedule, precision=precision,
-    )  # fmt: skip
-    return dispatch.REGISTRY[dispatch.select(problem, backend)]
+def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
+    """The state [B, H] after a step of a cell, h or (h, c). x [B, I] or tokens [B]. weights: checked, a layer's four."""
+    w_ih, _, b_ih, _ = weights
+    assert w_ih is not None
+    bias = b_ih is not None
+
+    def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
+        tokens = dtype == torch.int64
+        if len(shape) != (1 if tokens else 2):
+            return None
+        I, B = w_ih.shape[1], shape[0]
+        problem = Problem(cell, "cpu", w_ih.dtype, 1, B, I, H, tokens=tokens, bias=bias, schedule=schedule)
+        return cpu.options(cell, schedule, 1, bias) if _on_cpu(problem, named) else None
+
+    in_kind = operator.itemgetter(0, 1) if cell == "lstm" else operator.itemgetter(0)
+    return _runner(cell, backend, options, cpu.step, weights, in_kind)
+
+
+def _runner(
+    cell: str, backend: str, options: Callable[..., int | None], the_op: Callable, weights: Sequence, in_kind: Callable
+) -> Runner | None:
+    """options: those of the op for x of a dtype and shape, None where the compiled kernels are not to run it."""
+    if dispatch.REGISTRY["cpu"].unavailable_reason():
+        return None
+    op = the_op()
+    options_of = functools.lru_cache(maxsize=256)(options)
+
+    def run(x, state):
+        if type(x) is not Tensor or not x.is_cpu:
+            return None
+        given = _pair(cell, state)
+        how = options_of(dispatch.requested(backend), x.dtype, x.shape)
+        if how is None or given is None:
+            return None
+        try:
+            return in_kind(op(x, *given, how, *weights))
+        except RuntimeError:
+            return None
+
+    return run
+
+
+def _pair(cell: str, state: Any) -> tuple[Tensor | None, Tensor | None] | None:
+    """(h, c) of a state, None for zeros and for what there is not; None where it is no state."""
+    if state is None:
+        return None, None
+    if cell != "lstm":
+        return (state, None) if type(state) is Tensor else None
+    return state if type(state) is tuple and (*map(type, state),) == (Tensor, Tensor) else None
+
+
+def _on_cpu(problem: Problem, backend: str) -> bool:
+    try:
+        return dispatch.select(problem, backend) == "cpu"
+    except BackendError:
+        return False

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch.autograd import _profiler_enabled
+from torch.compiler import is_compiling
 
 from fusedrnn.call import Call, Weights
 from fusedrnn.cells import OPS
@@ -198,14 +201,18 @@ def backward(op: str, *arguments) -> tuple[Tensor | None, ...]:
 
 
 def is_observed(arguments) -> bool:
-    """Whether a compiler, a transform, a tracer, a profiler, a dispatch mode or a tensor's class is to see the op."""
+    """Whether anything listens, or a tensor's class is to see the op."""
+    return anything_listens() or not _PLAIN.issuperset(map(type, arguments))
+
+
+def anything_listens() -> bool:
+    """Whether a compiler, a transform, a tracer, a profiler or a dispatch mode is to see the op."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-        or not _PLAIN.issuperset(map(type, arguments))
+        is_compiling()
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack() > 0
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
     )
 
 

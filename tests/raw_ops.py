@@ -26,12 +26,13 @@ from problems import cases as cases_of_problems
 from torch import Tensor
 
 from fusedrnn import ops
+from fusedrnn.backends import cpu
 from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_sets
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 
 _libc = ctypes.CDLL(None)
-KINDS = ("private-forward", "private-backward", "public-forward", "public-backward")
+KINDS = ("private-forward", "private-backward", "private-infer", "private-step", "public-forward", "public-backward")
 NUMBERS = {"rnn_tanh": 0, "rnn_relu": 1, "gru": 2, "lstm": 3}  # of the cells, in the private ops
 SIZES = dict(T=5, B=3, I=4, H=6)  # all different, so that no operand fits where another belongs
 SAMPLES = [
@@ -64,6 +65,15 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
             return tensors | options
         wanted = sum(1 << k for k, t in enumerate(inputs_of(call)) if t is not None and t.is_floating_point())
         return cotangents | tensors | dict(y=y, saved=saved, cells=cells) | options | dict(wanted=wanted)
+    if kind in ("private-infer", "private-step"):
+        states = dict(h0=call.h0, c0=call.c0 if call.c0 is not None else call.h0.new_empty(0))
+        weights = {f"{name}{d or ''}": t for d, one in enumerate(call.weights) for name, t in one._asdict().items()}
+        weights = {name: t for name, t in weights.items() if t is not None}
+        how = cpu.options(call.cell, "auto", call.T, call.weights[0].b_ih is not None, call.D == 2)
+        if kind == "private-infer":
+            return dict(x=call.x) | states | dict(how=how) | weights
+        one_step = {name: t if t.shape == ops.ABSENT else t[0] for name, t in states.items()}
+        return dict(x=call.x[0]) | one_step | dict(how=how & ~cpu.BIDIRECTIONAL) | weights
     tensors = {name: t for name, t in tensors.items() if not name.startswith("w_hr") and name != "resets"}
     last = dict(cell=NUMBERS[call.cell], direction=call.direction)
     y = torch.cat((y, y), -1)[..., -call.D * call.P :]  # rows with gaps between them
@@ -78,12 +88,25 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
     return cotangents | tensors | kept | last | dict(lean=call.save == "lean") | grads
 
 
+def samples_of(kind: str, samples: list[Sample]) -> list[Sample]:
+    if kind not in ("private-infer", "private-step"):
+        return samples
+    return [s for s in samples if not s.lengths and not s.reverse and (s.D == 1 or kind == "private-infer")]
+
+
 def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:
     op, library = CELLS[sample.cell].op, torch.ops.fusedrnn_cpu
-    of_kind = dict(
-        zip(KINDS, (library.forward.out, library.backward.out, ops.FORWARD[op], ops.BACKWARD[op]), strict=True)
-    )
-    of_kind[kind](*(guarded(value, at_end) if isinstance(value, Tensor) else value for value in operands.values()))
+    values = [guarded(value, at_end) if isinstance(value, Tensor) else value for value in operands.values()]
+    if kind in ("private-infer", "private-step"):
+        x, h0, c0, how, *weights = values
+        c0 = None if isinstance(c0, Tensor) and c0.shape == ops.ABSENT else c0
+        if kind == "private-infer":
+            library.infer(x, h0, c0, how, weights)
+        else:
+            library.step(x, h0, c0, how, *weights, *(None,) * (4 - len(weights)))
+        return
+    others = library.forward.out, library.backward.out, ops.FORWARD[op], ops.BACKWARD[op]
+    dict(zip((*KINDS[:2], *KINDS[4:]), others, strict=True))[kind](*values)
 
 
 def guarded(tensor: Tensor, at_end: bool = True) -> Tensor:
@@ -168,10 +191,12 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Calls that fit, on every instruction set; then every operand of every call with every misfit."""
-    for sample in FITTING:
-        for kind, name, at_end in itertools.product(KINDS[:2], instruction_sets(), (True, False)):
+    for kind, name, at_end in itertools.product(KINDS[:4], instruction_sets(), (True, False)):
+        for sample in samples_of(kind, FITTING):
             yield Case(kind, sample, instruction_set=name, at_end=at_end)
     for kind, sample in itertools.product(KINDS, SAMPLES):
+        if sample not in samples_of(kind, SAMPLES):
+            continue
         for name, value in operands_of(kind, sample, torch.float64).items():
             if not isinstance(value, Tensor):
                 continue
@@ -270,7 +295,7 @@ def fuzz(count: int) -> None:
     def one(data) -> None:
         draw = data.draw
         kind, dtype = draw(st.sampled_from(KINDS)), draw(st.sampled_from((torch.float32, torch.float64)))
-        sample = draw(st.sampled_from(SAMPLES))
+        sample = draw(st.sampled_from(samples_of(kind, SAMPLES)))
         instruction_set, at_end = draw(st.sampled_from(instruction_sets())), draw(st.booleans())
         operands = dict(operands_of(kind, sample, dtype))
         tensors = [t for t in operands.values() if isinstance(t, Tensor)]

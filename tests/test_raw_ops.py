@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from raw_ops import KINDS, SAMPLES, operands_of, run
+from raw_ops import KINDS, SAMPLES, operands_of, run, samples_of
 
 from fusedrnn import _extension
 from fusedrnn.backends.base import BackendError
@@ -25,6 +25,8 @@ EMPTY = ("absent", "no-rows", "no-columns", "no-batch", "lower")
 FITS = {
     "private-forward": dict.fromkeys(("saved", "cells"), EMPTY),
     "private-backward": dict.fromkeys(("dy", "dh_n", "dc_n", *(f"d{name}" for name in DIFFERENTIABLE)), EMPTY),
+    "private-infer": {"x": ("taller", "lower"), "c0": ("absent",)},
+    "private-step": {"c0": ("absent",)},
     "public-forward": {"x": ("taller", "lower", "no-rows", "absent")},  # the number of steps is that of x
     "public-backward": dict.fromkeys(("dy", "dh_n", "dc_n"), ("absent",)) | dict.fromkeys(("b_ih", "b_hh"), EMPTY),
 }
@@ -39,7 +41,7 @@ def fits(kind: str, sample: str, operand: str, misfit: str) -> bool:
         allowed += GIVEN_LENGTHS.get(operand, ())
     if "tokens" in sample:
         allowed += TOKENS.get(operand, ())
-    if kind.startswith("public"):
+    if kind not in ("private-forward", "private-backward"):
         allowed += ("gaps",)
     return misfit in (*allowed, "given")
 
@@ -63,7 +65,7 @@ def test_no_case_kills_the_process(table, kind):
     assert not [f"{case}: {raised}" for of, case, raised in table if of == kind and raised.startswith("killed")]
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("kind", KINDS[:4])
 def test_what_fits_stays_inside_its_operands(table, kind):
     fitting = {case: raised for of, case, raised in table if of == kind and len(case.split()) == 4}
     assert fitting
@@ -91,20 +93,21 @@ def test_random_operands_raise_or_return():
     ("kind", "option", "value"),
     [
         *((kind, "cell", value) for kind in KINDS[:2] for value in (-1, 4)),
-        *((kind, "cell", value) for kind in KINDS[2:] for value in ("gru_reset_before", "")),
-        *((kind, "direction", value) for kind in KINDS[2:] for value in (-1, 3)),
-        *((kind, "backend", "cudnn") for kind in KINDS[2:]),
+        *((kind, "how", value) for kind in KINDS[2:4] for value in (-1, 64, 2**62)),
+        *((kind, "cell", value) for kind in KINDS[4:] for value in ("gru_reset_before", "")),
+        *((kind, "direction", value) for kind in KINDS[4:] for value in (-1, 3)),
+        *((kind, "backend", "cudnn") for kind in KINDS[4:]),
     ],
 )
 def test_unknown_options_raise(kind, option, value):
-    for sample in SAMPLES[2:5]:
+    for sample in samples_of(kind, SAMPLES[2:5]):
         operands = operands_of(kind, sample, torch.float32) | {option: value}
         with pytest.raises((RuntimeError, LookupError, ValueError)):
             run(kind, sample, operands)
 
 
 @pytest.mark.parametrize("operand", ["resets", "w_hr"])
-@pytest.mark.parametrize("kind", KINDS[2:])
+@pytest.mark.parametrize("kind", KINDS[4:])
 def test_what_the_kernels_lack_is_refused(kind, operand):
     sample = SAMPLES[4]
     given = torch.ones(sample.T, sample.B, dtype=torch.bool) if operand == "resets" else torch.ones(sample.H, sample.H)

@@ -78,10 +78,12 @@ struct LstmForward {
 template <class Real>
 struct StepRows {
   explicit StepRows(int64_t n)
-      : x(new const Real*[n]), h(new const Real*[n]), sums(new Real*[n]), rows(new ForwardRow<Real>*[n]) {}
+      : x(n ? new const Real*[2 * n] : nullptr),
+        h(x + n),
+        sums(n ? new Real*[n] : nullptr),
+        rows(n ? new ForwardRow<Real>*[n] : nullptr) {}
   ~StepRows() {
     delete[] x;
-    delete[] h;
     delete[] sums;
     delete[] rows;
   }
@@ -244,7 +246,7 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
     }
   }
   for (int64_t b = first; share.leads() && b < last; ++b) {
-    copy(f.h_n + b * H, rows[b - first].h, H);
+    if (rows[b - first].h != f.h_n + b * H) copy(f.h_n + b * H, rows[b - first].h, H);
     if (f.c_n && rows[b - first].c_prev != f.c_n + b * H) copy(f.c_n + b * H, rows[b - first].c_prev, H);
   }
   delete[] sums;

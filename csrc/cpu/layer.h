@@ -77,7 +77,7 @@ struct Forward {
   const Real* h0;         // [B, H]
   const Real* c0;         // [B, H], LSTM
   Rows<Real> y;
-  Real* h_n;          // [B, H]
+  Real* h_n;          // [B, H]; of a single step it may be y itself
   Real* c_n;          // [B, H], LSTM
   Real* saved;        // [R, saved blocks, H], or null
   Real* cells;        // [R, H], or null

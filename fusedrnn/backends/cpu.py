@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fusedrnn import _extension
@@ -96,3 +98,25 @@ def _refuse_what_the_kernels_lack(call: Call) -> None:
 def _concat(schedule: str, T: int) -> bool:
     """Whether x and h are multiplied in one step: alone with one step there is nothing to hoist."""
     return schedule == "concat" or (schedule == "auto" and T == 1)
+
+
+CONCAT, BIAS, BIDIRECTIONAL, BATCH_FIRST = 4, 8, 16, 32  # beside the cell, as struct How in csrc/inference.h
+
+
+def options(
+    cell: str, schedule: str, T: int, bias: bool, bidirectional: bool = False, batch_first: bool = False
+) -> int:
+    """The argument `how` of the two ops below."""
+    flags = (CONCAT, _concat(schedule, T)), (BIAS, bias), (BIDIRECTIONAL, bidirectional), (BATCH_FIRST, batch_first)
+    return _CELLS.index(cell) + sum(bit for bit, wanted in flags if wanted)
+
+
+def infer() -> Callable:
+    """The op (x, h0, c0, how, weights) -> y, h_n, c_n: all layers, without gradients. A state may be None, which is
+    zeros, as c_n is where the cell has none. RuntimeError where something does not fit: it checks all there is."""
+    return torch.ops.fusedrnn_cpu.infer.default._op  # without the Python around it
+
+
+def step() -> Callable:
+    """The op (x, h, c, how, w_ih, w_hh, b_ih, b_hh) -> h, c: one step of a cell, as `infer`."""
+    return torch.ops.fusedrnn_cpu.step.default._op

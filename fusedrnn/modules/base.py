@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from fusedrnn import checks, dispatch, functional
+from fusedrnn import checks, dispatch, functional, inference
 from fusedrnn.call import Weights
 
 NO_ROWS = functional.Rows()
+
+
+class Kept(NamedTuple):
+    """What was found out about a module, for as long as it holds the very same parameters and no attribute is set."""
+
+    parameters: list[Any]
+    weights: tuple[Weights, ...]  # checked
+    runner: inference.Runner | None
 
 
 class Options(nn.Module):
@@ -21,7 +29,7 @@ class Options(nn.Module):
     backend = "auto"
     schedule = "auto"
     stock: type[nn.Module]  # the class of torch.nn that this one stands in for
-    _kept: tuple[list[Any], tuple[Weights, ...]] = ([], ())  # parameters, and the weights that were checked of them
+    _kept = Kept([], (), None)
 
     @classmethod
     def from_torch(cls, module: nn.Module, *, backend: str = "auto", schedule: str = "auto") -> Self:
@@ -47,11 +55,23 @@ class Options(nn.Module):
         made.__dict__.update((name, value) for name, value in self.__dict__.items() if name not in _OURS)
         return made
 
+    def _inferred(self, x, state):
+        """What forward returns where an op can do it all; None where there is more to do, or to say."""
+        if not inference.applies():
+            return None
+        parameters, _, runner = self._kept
+        return runner(x, state) if runner is not None and same(parameters, self._parameters.values()) else None
+
     def _set_options(self, **options) -> None:
         check_options(options["backend"], options["schedule"], options.get("memory", "full"))
         for name, value in options.items():
             if value != getattr(self, name):
                 setattr(self, name, value)
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name != "_kept":
+            self.__dict__.pop("_kept", None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_kept"}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusedrnn import checks, functional, inference
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
-from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states, same
+from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_states, same
 
 
 class _Cell(Options, nn.RNNCellBase):
@@ -21,8 +21,6 @@ class _Cell(Options, nn.RNNCellBase):
     def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
         weights = self._weights(cell)
-        if (found := self._inferred(cell, input, states, weights)) is not None:
-            return found
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
         if dims not in (1, 2):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -50,33 +48,18 @@ class _Cell(Options, nn.RNNCellBase):
         """
         held = self._parameters.values()
         if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
-            kept, weights = self._kept
-            if weights and same(kept, held):
+            parameters, weights, _ = self._kept
+            if weights and same(parameters, held):
                 return weights
         weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
         if misfit := checks.weights(cell, weights, 1):
             raise RuntimeError(misfit)
         if same(weights[0][:4], held) and type(weights[0].w_ih) is nn.Parameter and not torch.compiler.is_compiling():
-            self._kept = list(held), weights
+            runner = inference.step(
+                cell, weights[0][:4], self.hidden_size, schedule=self.schedule, backend=self.backend
+            )
+            self._kept = Kept(list(held), weights, runner)
         return weights
-
-    def _inferred(
-        self, cell: str, x: Tensor, states: tuple[Tensor, ...] | None, weights: tuple[Weights, ...]
-    ) -> list[Tensor] | None:
-        """The states after one step where nothing is left to check or to differentiate; else None."""
-        w = weights[0].w_ih
-        plain = type(x) is Tensor and type(w) is nn.Parameter and x.dtype == w.dtype and x.dim() == 2
-        if not plain or states is None or len(states) != CELLS[cell].states or not inference.applies(x):
-            return None
-        if x.shape[1] != self.input_size or x.device != w.device or not x.shape[0]:
-            return None
-        shape = (x.shape[0], self.hidden_size)
-        for state in states:
-            if type(state) is not Tensor or state.shape != shape or state.dtype != w.dtype or state.device != w.device:
-                return None
-        h0, c0 = states[0].unsqueeze(0), states[1].unsqueeze(0) if len(states) == 2 else None
-        outputs = inference.run(cell, x.unsqueeze(0), h0, c0, weights, False, self.schedule, self.backend)
-        return [state.squeeze(0) for state in outputs[1 : 1 + len(states)]]
 
     def _check_state_dims(self, states) -> None:
         if states[0].dim() not in (1, 2):
@@ -111,6 +94,8 @@ class RNNCell(_Cell):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if (found := self._inferred(input, hx)) is not None:
+            return found
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))[0]
@@ -130,6 +115,8 @@ class GRUCell(_Cell):
         self._set_options(backend=backend, schedule=schedule, reset_after=reset_after)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if (found := self._inferred(input, hx)) is not None:
+            return found
         cell = "gru" if self.reset_after else "gru_reset_before"
         return self._step(cell, input, None if hx is None else (hx,))[0]
 
@@ -146,6 +133,8 @@ class LSTMCell(_Cell):
         super().__init__(input_size, hidden_size, bias, 4, device, dtype, backend, schedule)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if (found := self._inferred(input, hx)) is not None:
+            return found
         if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
             return self._without_autocast(input, hx)
         h, c = self._step("lstm", input, hx)

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import checks, functional, inference
 from fusedrnn.call import Weights
-from fusedrnn.modules.base import NO_ROWS, Options, check_dtype, check_states, same
+from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_states, same
 
 
 class _Recurrent(Options, nn.RNNBase):
@@ -41,9 +41,9 @@ class _Recurrent(Options, nn.RNNBase):
         past which y is zero and the state stays; resets, bool [T, B] ([B, T] with batch_first), where true the state
         returns to zero before that step. ValueError where they do not fit.
         """
-        weights = self._checked_weights()
-        if lengths is None and resets is None and (found := self._inferred(input, hx, weights)) is not None:
+        if lengths is None and resets is None and (found := self._inferred(input, hx)) is not None:
             return found
+        weights = self._checked_weights()
         rows = NO_ROWS if lengths is None and resets is None else functional.Rows(None, lengths, resets)
         if rows is not NO_ROWS and (
             isinstance(input, PackedSequence) or input.dim() + (input.dtype == torch.int64) < 3
@@ -81,17 +81,6 @@ class _Recurrent(Options, nn.RNNBase):
         self._check(input, hx, None)
         y, hx = self._run(input, hx, NO_ROWS, weights)
         return y.squeeze(batch_dim), self._squeezed(hx)
-
-    def _inferred(self, x, hx, weights: tuple[Weights, ...] | None):
-        """What forward returns where nothing is left to check or to differentiate and there is one layer; else None."""
-        if weights is None or self.num_layers > 1 or type(x) is not Tensor or x.dim() != 3 or not self._fits(x):
-            return None
-        batch = x.shape[0 if self.batch_first else 1]
-        if not inference.applies(x) or not (hx is None or self._state_fits(hx, batch)):
-            return None
-        h0, c0 = self._pair(self._zeros(x, batch) if hx is None else hx)
-        how = (self.batch_first, self.schedule, self.backend)
-        return self._in_kind(*inference.run(self.cell, x, h0, c0, weights, *how))
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
@@ -156,8 +145,8 @@ class _Recurrent(Options, nn.RNNBase):
     def _checked_weights(self) -> tuple[Weights, ...] | None:
         """What `_weights` kept; else None, and _flat_weights is up to date."""
         if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
-            flat, weights = self._kept
-            if weights and same(flat, self._parameters.values()):
+            parameters, weights, _ = self._kept
+            if weights and same(parameters, self._parameters.values()):
                 return weights
         self._update_flat_weights()
         return None
@@ -182,8 +171,17 @@ class _Recurrent(Options, nn.RNNBase):
             raise RuntimeError(misfit)
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
         if plain and same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
-            self._kept = list(flat), weights
+            self._kept = Kept(list(flat), weights, self._runner(flat))
         return weights
+
+    def _runner(self, flat: list[Tensor]) -> inference.Runner | None:
+        """The short way without gradients, where there is one."""
+        if self.proj_size or (self.dropout and self.training):
+            return None
+        return inference.layers(
+            self.cell, flat, self.input_size, self.hidden_size, bidirectional=self.bidirectional, bias=self.bias,
+            batch_first=self.batch_first, schedule=self.schedule, backend=self.backend,
+        )  # fmt: skip
 
     def _zeros(self, x: Tensor, batch: int):
         return self._zero_state(x, batch, self.proj_size or self.hidden_size)
