@@ -60,7 +60,7 @@ def layers(
 
 
 def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
-    """The state [B, H] after a step of a cell, h or (h, c). x [B, I] or tokens [B]. weights: checked, a layer's four."""
+    """The state [B, H] after a step of a cell: h, or (h, c). x [B, I] or tokens [B]. weights: checked, the four."""
     w_ih, _, b_ih, _ = weights
     assert w_ih is not None
     bias = b_ih is not None
