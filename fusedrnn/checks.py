@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS, SCHEDULES
+from fusedrnn.states import State
 
 
 def options(dropout: float, schedule: str, memory: str = "full") -> str:
@@ -26,24 +27,31 @@ def options(dropout: float, schedule: str, memory: str = "full") -> str:
     return ""
 
 
-def weights(cell: str, weights: Sequence[Weights], directions: int) -> str:
-    """Layers of `cell` whose sizes, dtypes and devices agree."""
+def weights(cell: str, weights: Sequence[Weights], directions: int, alike: bool = False) -> str:
+    """Layers of `cell` whose sizes, dtypes and devices agree; of one hidden size in both directions where `alike`."""
     if not weights or len(weights) % directions:
         return f"weights: expected {directions} for every layer, got {len(weights)}"
     first = weights[0]
     gates = len(CELLS[cell].gates)
-    rows = first.w_ih.shape[0]
-    H = rows // gates
-    if first.w_ih.ndim != 2 or rows != gates * H or H == 0:
-        return f"weights[0].w_ih: expected [{gates}*H, I], got {list(first.w_ih.shape)}"
     if first.w_hr is not None and cell != "lstm":
         return f"weights[0].w_hr: expected None, only lstm has a projection, got {list(first.w_hr.shape)}"
+    sizes = []  # H and P of each direction
+    for k, one in enumerate(weights[: 1 if alike else directions]):
+        H = one.w_ih.shape[0] // gates if one.w_ih.ndim == 2 else 0
+        if H == 0 or one.w_ih.shape[0] != gates * H:
+            return f"weights[{k}].w_ih: expected [{gates}*H, I], got {list(one.w_ih.shape)}"
+        if (one.w_hr is None) != (first.w_hr is None):
+            return f"weights[{k}].w_hr: expected {_shape(first.w_hr)} like weights[0].w_hr, got {_shape(one.w_hr)}"
+        sizes.append((H, H if one.w_hr is None else one.w_hr.shape[0]))
+    sizes *= directions // len(sizes)
     I, dtype, device = first.w_ih.shape[1], first.w_ih.dtype, first.w_ih.device
-    P = H if first.w_hr is None else first.w_hr.shape[0]
-    bias = None if first.b_ih is None else (rows,)
-    projection = None if first.w_hr is None else (P, H)
+    width = sum(P for _, P in sizes)
     for k, one in enumerate(weights):
-        expected = ((rows, I if k < directions else directions * P), (rows, P), bias, bias, projection)
+        H, P = sizes[k % directions]
+        rows = gates * H
+        bias = None if first.b_ih is None else (rows,)
+        projection = None if first.w_hr is None else (P, H)
+        expected = ((rows, I if k < directions else width), (rows, P), bias, bias, projection)
         for name, tensor, shape in zip(Weights._fields, one, expected, strict=True):
             if tensor is None or shape is None:
                 if tensor is not None or shape is not None:
@@ -96,6 +104,19 @@ def tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype 
         return ""
     got = f"{value.dtype} {list(value.shape)} on {value.device}"
     return f"{name}: expected {dtype} {list(shape)} on {device}, got {got}"
+
+
+def state(name: str, value: State, shape: tuple, dtype: torch.dtype | None, device: torch.device) -> str:
+    """A state of `states.shape`."""
+    apart = isinstance(shape[0], tuple)
+    if isinstance(value, Tensor) and not apart:
+        return tensor(name, value, shape, dtype, device)
+    if isinstance(value, Tensor) or not apart or len(value) != len(shape):
+        wanted = "(forward, reverse), a tensor for each direction" if apart else "one tensor"
+        got = _shape(value) if isinstance(value, Tensor) else f"{len(value)} of them"
+        return f"{name}: expected {wanted}, got {got}"
+    misfits = (tensor(f"{name}[{d}]", value[d], shape[d], dtype, device) for d in range(len(shape)))
+    return next(filter(None, misfits), "")
 
 
 def _shape(value) -> str:

@@ -7,7 +7,8 @@ Shapes use the legend of `fusedrnn.cells`, and L for layers. All three take
     h0             [L*D, B, P], or None for zeros; P is H where there is no projection
     weights        a `Weights` for each layer and direction: layer 0 forward, layer 0 reverse, layer 1 ...; order and
                    shapes are torch.nn's, the input of a layer above the first is [T, B, D*P]
-    bidirectional  D = 2; a row of y holds the forward h, then the reverse h
+    bidirectional  D = 2; a row of y holds the forward h, then the reverse h. The reverse weights may have another H
+                   and P than the forward ones
     dropout        probability of zeroing an element of the output of every layer but the last; 0 in evaluation. On the
                    CPU the masks are torch.nn's under the same seed
     batch_sizes    int64 [T] on the CPU: x is the data of a torch.nn.utils.rnn.PackedSequence with these sizes
@@ -21,6 +22,9 @@ Shapes use the legend of `fusedrnn.cells`, and L for layers. All three take
     backend        "auto", or a name in `fusedrnn.dispatch.REGISTRY`
 
 and return y [T, B, D*P] ([B, T, D*P] with batch_first, packed [R, D*P]) and h_n [L*D, B, P].
+
+Where the directions differ in H or P, a layer is an op call for each: D*P above reads P + P_reverse, and every state is
+a pair, ([L, B, P], [L, B, P_reverse]). h_n and c_n are such pairs for equal sizes too, where h0 or c0 is given as one.
 
 They raise ValueError where an argument does not fit (argument, expected, got), IndexError for a token outside the
 vocabulary, and BackendError with every backend's reasons where none, or not the one named, can run the problem.
@@ -36,15 +40,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedrnn import autograd, checks, dispatch, ops, reference
+from fusedrnn import autograd, checks, dispatch, ops, reference, states
 from fusedrnn.backends.base import Problem
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
+from fusedrnn.states import State
 
 
 def rnn(
     x: Tensor,
-    h0: Tensor | None,
+    h0: State | None,
     weights: Sequence[Weights],
     *,
     nonlinearity: str = "tanh",
@@ -57,7 +62,7 @@ def rnn(
     schedule: str = "auto",
     memory: str = "full",
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | Any]:
     r"""The plain recurrent network of Elman 1990.
 
         h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)          act: tanh, or relu
@@ -74,7 +79,7 @@ def rnn(
 
 def gru(
     x: Tensor,
-    h0: Tensor | None,
+    h0: State | None,
     weights: Sequence[Weights],
     *,
     reset_after: bool = True,
@@ -87,7 +92,7 @@ def gru(
     schedule: str = "auto",
     memory: str = "full",
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | Any]:
     r"""The gated recurrent unit.
 
         r = sigmoid(x W_ir^T + b_ir + h W_hr^T + b_hr)          reset gate
@@ -109,7 +114,7 @@ def gru(
 
 def lstm(
     x: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
+    hx: tuple[State, State] | None,
     weights: Sequence[Weights],
     *,
     bidirectional: bool = False,
@@ -121,7 +126,7 @@ def lstm(
     schedule: str = "auto",
     memory: str = "full",
     backend: str = "auto",
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, tuple[Tensor | Any, Tensor | Any]]:
     r"""The long short-term memory of Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
         i = sigmoid(x W_ii^T + b_ii + h W_hi^T + b_hi)          input gate
@@ -161,15 +166,17 @@ def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout
     sizes = x.shape[: 1 if packed else 2]
     B = int(rows.batch_sizes[0]) if packed else sizes[0 if batch_first else 1]
     I, gates = w.w_ih.shape[1], len(CELLS[cell].gates)
-    H = w.w_ih.shape[0] // gates
-    states = (len(weights), B, w.w_hh.shape[1]), (len(weights), B, H)
+    P, H = [one.w_hh.shape[1] for one in weights[:D]], [one.w_ih.shape[0] // gates for one in weights[:D]]
+    given_apart = any(isinstance(state, tuple | list) for state in (h0, c0))
+    apart = D == 2 and (given_apart or P[0] != P[1] or H[0] != H[1])
+    shapes = [states.shape(len(weights), B, width if apart else width[0]) for width in (P, H)]
     dtype, device = None if torch._C._is_any_autocast_enabled() else w.w_ih.dtype, w.w_ih.device
     _raise(checks.tensor("x", x, sizes if tokens else (*sizes, I), torch.int64 if tokens else dtype, device))
-    h0 = w.w_ih.new_zeros(states[0]) if h0 is None else h0
-    _raise(checks.tensor("h0", h0, states[0], dtype, device))
+    h0 = states.zeros(w.w_ih, shapes[0]) if h0 is None else h0
+    _raise(checks.state("h0", h0, shapes[0], dtype, device))
     if cell == "lstm":
-        c0 = w.w_ih.new_zeros(states[1]) if c0 is None else c0
-        _raise(checks.tensor("c0", c0, states[1], dtype, device))
+        c0 = states.zeros(w.w_ih, shapes[1]) if c0 is None else c0
+        _raise(checks.state("c0", c0, shapes[1], dtype, device))
     return run(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, memory, backend)
 
 
@@ -181,8 +188,8 @@ def _raise(misfit: str) -> None:
 def run(
     cell: str,
     x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
+    h0: State,
+    c0: State | None,
     weights: Sequence[Weights],
     rows: Rows,
     bidirectional: bool,
@@ -191,8 +198,11 @@ def run(
     schedule: str,
     memory: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All layers, over arguments that were checked. Returns y, h_n and c_n, which is empty where the cell has none."""
+) -> tuple[Tensor, Any, Any]:
+    """All layers, over arguments that were checked. Returns y, h_n and c_n in the form of h0 and c0.
+
+    c_n is empty where the cell has none.
+    """
     batch_sizes, lengths, resets = rows
     row_offsets = None
     if batch_sizes is not None:
@@ -206,20 +216,22 @@ def run(
         x, h0, c0, weights = _autocast(cell, x, h0, c0, weights)
     places = (row_offsets, lengths, resets)
     D = 2 if bidirectional else 1
+    layer = _layer if isinstance(h0, Tensor) else _layer_apart
     if len(weights) == D:
-        y, h_n, c_n = _layer(cell, x, h0, c0, weights, places, batch_major, schedule, memory, backend)
+        y, h_n, c_n = layer(cell, x, h0, c0, weights, places, batch_major, schedule, memory, backend)
         return y.transpose(0, 1) if batch_major else y, h_n, c_n
+    L = len(weights) // D
+    h_first, c_first = states.layers(h0, D), [None] * L if c0 is None else states.layers(c0, D)
     y, h_last, c_last = x, [], []
-    for first in range(0, len(weights), D):
-        own, last = slice(first, first + D), first + D == len(weights)
-        c = None if c0 is None else c0[own]
+    for k, (h, c) in enumerate(zip(h_first, c_first, strict=True)):
+        own, last = weights[k * D : k * D + D], k == L - 1
         # Below the last layer y stays time-major in memory, so that dropout draws the mask that torch.nn draws.
-        y, h, c = _layer(cell, y, h0[own], c, weights[own], places, batch_major and last, schedule, memory, backend)
+        y, h, c = layer(cell, y, h, c, own, places, batch_major and last, schedule, memory, backend)
         if dropout and not last:
             y = torch.dropout(y, dropout, True)
         h_last.append(h)
         c_last.append(c)
-    return y.transpose(0, 1) if batch_major else y, torch.cat(h_last), torch.cat(c_last)
+    return y.transpose(0, 1) if batch_major else y, states.joined(h_last), states.joined(c_last)
 
 
 def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -242,16 +254,30 @@ def _autocast(cell, x, h0, c0, weights):
         eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if eligible else tensor
 
-    return cast(x), cast(h0), cast(c0), tuple(Weights._make(map(cast, w)) for w in weights)
+    weights = tuple(Weights._make(map(cast, w)) for w in weights)
+    return cast(x), states.mapped(cast, h0), states.mapped(cast, c0), weights
 
 
-def _layer(cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend) -> tuple[Tensor, Tensor, Tensor]:
+def _layer_apart(cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend):
+    """One layer whose directions have their states apart: a call for each."""
+    states_of = zip(h0, (None, None) if c0 is None else c0, strict=True)
+    how = (places, batch_first, schedule, memory, backend)
+    each = [_layer(cell, x, h, c, weights[d : d + 1], *how, reverse=d == 1) for d, (h, c) in enumerate(states_of)]
+    ys, h_n, c_n = zip(*each, strict=True)
+    if batch_first:
+        return torch.cat([y.transpose(0, 1) for y in ys], -1).transpose(0, 1), h_n, c_n
+    return torch.cat(ys, -1), h_n, c_n
+
+
+def _layer(
+    cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend, reverse=False
+) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
     spec, w = CELLS[cell], weights[0]
     row_offsets, lengths, resets = places
     given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
     compiling = torch.compiler.is_compiling()
-    direction = 2 if len(weights) == 2 else 0
+    direction = 2 if len(weights) == 2 else int(reverse)
     dtype, precision = w.w_ih.dtype, float32_precision(w.w_ih)
     transformed = torch._C._are_functorch_transforms_active()
     if forward_ad._current_level >= 0 or (transformed and compiling):

@@ -31,7 +31,7 @@ LAYERS = [
     {"backends"},
     {"backends.base"},
     {"kernels", "_extension", "reference", "checks"},
-    {"call"},
+    {"call", "states"},
     {"cells"},
 ]
 

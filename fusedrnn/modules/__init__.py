@@ -8,6 +8,10 @@ graph. Added are int64 tokens in place of one-hot rows, and keyword-only options
     schedule     "auto", "concat" or "hoisted", see `fusedrnn.functional`
     memory       layers: "full" or "lean", see there
     reset_after  GRU and GRUCell: False puts the reset gate before the product with W_hn, as Cho et al. 2014 print it
+
+hidden_size of a layer with bidirectional=True may be a pair, (forward, reverse). The output is [T, B, sum of both], and
+each state is a pair as well, ([L, B, forward], [L, B, reverse]); an LSTM takes and returns (h, c) of such pairs. One
+state of another shape raises RuntimeError, sizes that are not two or not positive ValueError, as does proj_size.
 """
 
 from fusedrnn.modules.cells import GRUCell, LSTMCell, RNNCell

@@ -51,6 +51,8 @@ class Options(nn.Module):
             raise TypeError(f"to_torch: {_full_name(type(self))} is a subclass, whose own code would be lost")
         if not getattr(self, "reset_after", True):
             raise ValueError(f"to_torch: torch.nn.{self.stock.__name__} has no reset_after=False")
+        if getattr(self, "_apart", False):
+            raise ValueError(f"to_torch: torch.nn.{self.stock.__name__} has one hidden size for both directions")
         made = self.stock.__new__(self.stock)
         made.__dict__.update((name, value) for name, value in self.__dict__.items() if name not in _OURS)
         return made

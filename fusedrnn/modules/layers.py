@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn import checks, functional, inference
+from fusedrnn import checks, functional, inference, states
 from fusedrnn.call import Weights
 from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_states, same
+from fusedrnn.modules.rnn_base import RNNBase
 
 
-class _Recurrent(Options, nn.RNNBase):
+class _Recurrent(Options, RNNBase):
     """RNN, GRU and LSTM but for how they hold their state: one tensor, or (h, c)."""
 
     _flat_weights: list[Any]
@@ -77,10 +78,10 @@ class _Recurrent(Options, nn.RNNBase):
             hx = self._zeros(input, 1)
         else:
             self._check_state_dims(hx, 2, "unbatched 2-D")
-            hx = self._unsqueezed(hx)
+            hx = states.mapped(lambda state: state.unsqueeze(1), hx)
         self._check(input, hx, None)
         y, hx = self._run(input, hx, NO_ROWS, weights)
-        return y.squeeze(batch_dim), self._squeezed(hx)
+        return y.squeeze(batch_dim), states.mapped(lambda state: state.squeeze(1), hx)
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
@@ -132,7 +133,8 @@ class _Recurrent(Options, nn.RNNBase):
         self.check_forward_args(x, hx, batch_sizes)
         if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        check_states(x, hx if self.mode == "LSTM" else (hx,), self._flat_weights)
+        given = [tensor for state in (hx if self.mode == "LSTM" else (hx,)) for tensor in self._tensors(state)]
+        check_states(x, given, self._flat_weights)
         if misfit := "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0]):
             raise RuntimeError(misfit)
 
@@ -167,7 +169,7 @@ class _Recurrent(Options, nn.RNNBase):
             )
             for k in range(0, len(flat), each)
         )
-        if misfit := checks.weights(self.cell, weights, 2 if self.bidirectional else 1):
+        if misfit := checks.weights(self.cell, weights, 2 if self.bidirectional else 1, not self._apart):
             raise RuntimeError(misfit)
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
         if plain and same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
@@ -176,7 +178,7 @@ class _Recurrent(Options, nn.RNNBase):
 
     def _runner(self, flat: list[Tensor]) -> inference.Runner | None:
         """The short way without gradients, where there is one."""
-        if self.proj_size or (self.dropout and self.training):
+        if self._apart or self.proj_size or (self.dropout and self.training):
             return None
         return inference.layers(
             self.cell, flat, self.input_size, self.hidden_size, bidirectional=self.bidirectional, bias=self.bias,
@@ -186,19 +188,16 @@ class _Recurrent(Options, nn.RNNBase):
     def _zeros(self, x: Tensor, batch: int):
         return self._zero_state(x, batch, self.proj_size or self.hidden_size)
 
-    def _zero_state(self, x: Tensor, batch: int, width: int) -> Tensor:
+    def _zero_state(self, x: Tensor, batch: int, width: int) -> states.State:
         like = self._flat_weights[0] if x.dtype == torch.int64 else x
+        if self._apart:
+            return states.zeros(like, states.shape(len(self._all_weights), batch, width))
         return like.new_zeros(len(self._all_weights), batch, width)
 
     def _check_state_dims(self, hx, dims: int, what: str) -> None:
-        if hx.dim() != dims:
-            raise RuntimeError(f"For {what} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
-
-    def _unsqueezed(self, hx):
-        return hx.unsqueeze(1)
-
-    def _squeezed(self, hx):
-        return hx.squeeze(1)
+        for state in self._tensors(hx):
+            if state.dim() != dims:
+                raise RuntimeError(f"For {what} input, hx should also be {dims}-D but got {state.dim()}-D tensor")
 
 
 class RNN(_Recurrent):
@@ -242,9 +241,9 @@ class LSTM(_Recurrent):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
-    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
-        return layers, batch, self.hidden_size
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple:
+        hidden = self.get_expected_hidden_size(input, batch_sizes)
+        return (*hidden[:2], self.hidden_size) if self.proj_size else hidden
 
     def check_forward_args(self, input, hidden, batch_sizes) -> None:
         if batch_sizes is not None and input.dtype != torch.int64:
@@ -266,25 +265,15 @@ class LSTM(_Recurrent):
             and self._is_state(hx[1], batch, self.hidden_size)
         )
 
-    def permute_hidden(self, hx, permutation: Tensor | None):
-        if permutation is None:
-            return hx
-        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
-
     def _zeros(self, x: Tensor, batch: int):
         h0 = super()._zeros(x, batch)
         return h0, self._zero_state(x, batch, self.hidden_size)
 
     def _check_state_dims(self, hx, dims: int, what: str) -> None:
-        if hx[0].dim() != dims or hx[1].dim() != dims:
-            got = f"({hx[0].dim()}-D, {hx[1].dim()}-D)"
-            raise RuntimeError(f"For {what} input, hx and cx should also be {dims}-D but got {got} tensors")
-
-    def _unsqueezed(self, hx):
-        return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
-
-    def _squeezed(self, hx):
-        return hx[0].squeeze(1), hx[1].squeeze(1)
+        got = [tensor.dim() for k in (0, 1) for tensor in self._tensors(hx[k])]
+        if any(one != dims for one in got):
+            got_text = ", ".join(f"{one}-D" for one in got)
+            raise RuntimeError(f"For {what} input, hx and cx should also be {dims}-D but got ({got_text}) tensors")
 
 
 def _refuse_projection(kwargs) -> None:
