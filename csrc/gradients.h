@@ -177,10 +177,12 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   check_optional(g.db_ih, "db_ih", {G * H}, type);
   check_optional(g.db_hh, "db_hh", {G * H}, type);
 
-  int64_t steps_per_chunk =
-      std::max<int64_t>(1, dgates_bytes / std::max<int64_t>(1, B * gate_width * int64_t(sizeof(Real))));
+  const int64_t step_bytes = B * (gate_width + H) * int64_t(sizeof(Real));  // with the states before
+  int64_t steps_per_chunk = std::max<int64_t>(1, chunk_bytes / std::max<int64_t>(1, step_bytes));
   steps_per_chunk = std::min(steps_per_chunk, T);
-  if (lean && lstm) steps_per_chunk = lean_chunks(steps_per_chunk) * lean_chunk;  // from one kept c to another
+  if (lean && lstm) {  // from one kept c to another
+    steps_per_chunk = std::max<int64_t>(1, steps_per_chunk / lean_chunk) * lean_chunk;
+  }
   const int64_t most_rows = std::min(steps_per_chunk, T) * B;
   const bool want_w_hh = g.dw_hh.numel() > 0, want_w_ih = g.dw_ih.numel() > 0, want_dx = g.dx.numel() > 0;
   const bool add_dx = at.d > 0;  // dx holds the forward direction's part
