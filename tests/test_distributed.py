@@ -119,9 +119,11 @@ def member(rank: int, work, folder: Path) -> None:
     )
     try:
         work(rank, folder)
-        distributed.barrier()  # nobody leaves while the other still sends
     finally:
         distributed.destroy_process_group()
+    # DTensor's caches hold the mesh and so gloo's threads, one of which may still be letting go of tensors. For that it
+    # takes the GIL, and a thread that asks for it while Python is finalized aborts the process.
+    os._exit(0)
 
 
 def in_two_processes(work, folder: Path) -> None:
