@@ -261,10 +261,10 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("forward.out(" FORWARD_INPUTS
         ", Tensor(a!) y, Tensor(b!) h_n, Tensor(c!) c_n, Tensor(d!) saved, "
         "Tensor(e!) cells) -> ()");
-  m.def("infer(Tensor x, Tensor? h0, Tensor? c0, int how, Tensor[] weights) -> (Tensor y, Tensor h_n, Tensor? c_n)");
+  m.def("layers(Tensor x, Tensor? h0, Tensor? c0, int how, Tensor[] weights) -> (Tensor y, Tensor h_n, Tensor? c_n)");
   m.def(
-      "step(Tensor x, Tensor? h, Tensor? c, int how, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) "
-      "-> (Tensor h, Tensor? c)");
+      "layer(Tensor x, Tensor? h0, Tensor? c0, int how, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) "
+      "-> (Tensor? y, Tensor h_n, Tensor? c_n)");
   m.def("backward(" BACKWARD_INPUTS
         ", bool batch_first, int wanted) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
@@ -286,8 +286,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CPU, m) {
   m.impl("forward", TORCH_BOX(&forward));
   m.impl("forward.out", TORCH_BOX(&forward_out));
-  m.impl("infer", TORCH_BOX(&infer));
-  m.impl("step", TORCH_BOX(&step));
+  m.impl("layers", TORCH_BOX(&layers));
+  m.impl("layer", TORCH_BOX(&layer));
   m.impl("backward", TORCH_BOX(&backward));
   m.impl("backward.out", TORCH_BOX(&backward_out));
 }

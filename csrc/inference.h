@@ -33,12 +33,12 @@ void infer_direction(const Direction& at, const Shape& s, const Operand& x, cons
 
 // All layers. x, y: [T, B, ...], or [B, T, ...] with batch_first; states: [layers * D, B, H], zero where absent; weights:
 // those of infer_direction, layer by layer, forward before reverse.
-std::tuple<Tensor, Tensor, Optional> infer(const Tensor& x, const Optional& h0, const Optional& c0, int64_t options,
-                                           std::vector<Tensor> weights) {
+std::tuple<Tensor, Tensor, Optional> layers(const Tensor& x, const Optional& h0, const Optional& c0, int64_t options,
+                                            std::vector<Tensor> weights) {
   const How how(options);
   const bool lstm = how.lstm(), batch_first = how.batch_first;
-  const int64_t D = how.bidirectional ? 2 : 1, each = how.bias ? 4 : 2, layers = int64_t(weights.size()) / (D * each);
-  STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * D * each, "weights: wrong number");
+  const int64_t D = how.bidirectional ? 2 : 1, each = how.bias ? 4 : 2, count = int64_t(weights.size()) / (D * each);
+  STD_TORCH_CHECK(count > 0 && int64_t(weights.size()) == count * D * each, "weights: wrong number");
   for (Tensor& w : weights) {
     if (!w.is_contiguous()) w = dense(w);
   }
@@ -50,16 +50,16 @@ std::tuple<Tensor, Tensor, Optional> infer(const Tensor& x, const Optional& h0, 
   const Optional h_first = dense(h0), c_first = lstm ? dense(c0) : Optional();
   const auto state_of = [&](int64_t layer, const Optional& states) {
     if (!states) return Operand(zero);
-    STD_TORCH_CHECK(states->dim() == 3 && states->size(0) == layers * D, "states: wrong shape");
+    STD_TORCH_CHECK(states->dim() == 3 && states->size(0) == count * D, "states: wrong shape");
     return Operand(*states).narrow(layer * D, D);
   };
   const Tensor y = batch_first ? new_tensor(like, {B, T, D * H}) : new_tensor(like, {T, B, D * H});
-  const Tensor h_n = new_tensor(like, {layers * D, B, H});
-  const Optional c_n = lstm ? Optional(new_tensor(like, {layers * D, B, H})) : Optional();
+  const Tensor h_n = new_tensor(like, {count * D, B, H});
+  const Optional c_n = lstm ? Optional(new_tensor(like, {count * D, B, H})) : Optional();
   const auto outputs = batch_first ? Operand(y).transposed() : Operand(y);
   Optional below, between;  // what the layer reads, what it writes
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    const bool last = layer + 1 == layers;
+  for (int64_t layer = 0; layer < count; ++layer) {
+    const bool last = layer + 1 == count;
     if (!last) between = new_tensor(like, {T, B, D * H});
     const Operand out = last ? outputs : Operand(between), h = state_of(layer, h_first),
                   c = lstm ? state_of(layer, c_first) : Operand();
@@ -75,24 +75,31 @@ std::tuple<Tensor, Tensor, Optional> infer(const Tensor& x, const Optional& h0, 
   return {y, h_n, c_n};
 }
 
-// One step of a cell. x: [B, I] or tokens [B]; states: [B, H], zero where absent.
-std::tuple<Tensor, Optional> step(const Tensor& x, const Optional& h, const Optional& c, int64_t options,
-                                  const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh) {
+// One layer in one direction: a list of weights takes longer to pass. With x [B, I] or tokens [B] it is a step of a cell,
+// whose states are [B, H] and which has no y.
+std::tuple<Optional, Tensor, Optional> layer(const Tensor& x, const Optional& h0, const Optional& c0, int64_t options,
+                                             const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+                                             const Optional& b_hh) {
   const How how(options);
   const bool lstm = how.lstm();
   STD_TORCH_CHECK(how.bias == b_ih.has_value() && how.bias == b_hh.has_value(), "b_ih and b_hh: both or none");
   const Tensor weights[] = {dense(w_ih), dense(w_hh), how.bias ? dense(*b_ih) : w_ih, how.bias ? dense(*b_hh) : w_hh};
   const Tensor rows = dense_rows(x);
-  STD_TORCH_CHECK(rows.dim() >= 1 && weights[1].dim() == 2, "x: expected a batch, w_hh: two dimensions");
-  const int64_t B = rows.size(0), H = weights[1].size(1);
-  const Optional zero = h && (c || !lstm) ? Optional() : zero_state(w_ih, {B, H});
-  const Optional h_before = h ? dense(h) : zero, c_before = c ? dense(c) : zero;
-  const Operand in = Operand(rows).as_step(), h0 = Operand(h_before).as_step(),
-                c0 = lstm ? Operand(c_before).as_step() : Operand();
-  const Tensor h_after = new_tensor(w_ih, {B, H});
-  const Optional c_after = lstm ? Optional(new_tensor(w_ih, {B, H})) : Optional();
-  const Operand y = Operand(h_after).as_step();
-  const Shape s = shape_of(how.cell, false, in, h0, weights[0], Operand(), Operand());
-  infer_direction({0, 1}, s, in, h0, c0, weights, how, y, y, lstm ? Operand(c_after).as_step() : Operand());
-  return {h_after, c_after};
+  const bool cell = rows.dim() == (rows.scalar_type() == ScalarType::Long ? 1 : 2);
+  STD_TORCH_CHECK(rows.dim() > 0 && weights[1].dim() == 2, "x: expected a batch, w_hh: two dimensions");
+  const auto in_time = [&](const Operand& operand) { return cell ? operand.as_step() : operand; };
+  const Operand in = how.batch_first && !cell ? Operand(rows).transposed() : in_time(rows);
+  const int64_t T = in.size(0), B = in.size(1), H = weights[1].size(1);
+  const Optional zero = h0 && (c0 || !lstm) ? Optional() : zero_state(w_ih, {1, B, H});
+  const Optional h_first = dense(h0), c_first = lstm ? dense(c0) : Optional();
+  const Operand h = h0 ? in_time(h_first) : zero, c = !lstm ? Operand() : c0 ? in_time(c_first) : zero;
+  const auto new_state = [&] { return cell ? new_tensor(w_ih, {B, H}) : new_tensor(w_ih, {1, B, H}); };
+  const Tensor h_n = new_state();
+  const Optional c_n = lstm ? Optional(new_state()) : Optional();
+  Optional y;
+  if (!cell) y = how.batch_first ? new_tensor(w_ih, {B, T, H}) : new_tensor(w_ih, {T, B, H});
+  const Operand out = cell ? in_time(h_n) : how.batch_first ? Operand(y).transposed() : y;
+  const Shape s = shape_of(how.cell, false, in, h, weights[0], Operand(), Operand());
+  infer_direction({0, 1}, s, in, h, c, weights, how, out, in_time(h_n), lstm ? in_time(c_n) : Operand());
+  return {y, h_n, c_n};
 }

@@ -15,24 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
-from torch.autograd import forward_ad
 
-from fusedrnn import dispatch, ops
+from fusedrnn import dispatch
 from fusedrnn.backends import cpu
 from fusedrnn.backends.base import BackendError, Problem
 
-Runner = Callable[[Any, Any], Any]  # (x, state) -> what forward returns; None: take the long way
-
-
-def applies() -> bool:
-    """Whether nobody wants a gradient or a cast, and no compiler, transform, profiler or mode is to see the op."""
-    return not (
-        torch.is_grad_enabled()
-        or ops.anything_listens()
-        or _is_any_autocast_enabled()
-        or forward_ad._current_level >= 0
-    )
+Runner = Callable[[Any, Any], Any]  # (x, state) -> what forward returns; None: the long way
 
 
 def layers(
@@ -55,8 +43,10 @@ def layers(
             return None
         return cpu.options(cell, schedule, T, bias, bidirectional, batch_first)
 
-    in_kind = (lambda out: (out[0], out[1:])) if cell == "lstm" else operator.itemgetter(0, 1)
-    return _runner(cell, backend, options, cpu.infer, (weights,), in_kind)
+    in_kind = operator.itemgetter(0, slice(1, 3) if cell == "lstm" else 1)
+    if len(weights) > each:
+        return _runner(cell, backend, options, cpu.layers, (weights,), in_kind)
+    return _runner(cell, backend, options, cpu.layer, (*weights, None, None)[:4], in_kind)
 
 
 def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
@@ -73,8 +63,8 @@ def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, 
         problem = Problem(cell, "cpu", w_ih.dtype, 1, B, I, H, tokens=tokens, bias=bias, schedule=schedule)
         return cpu.options(cell, schedule, 1, bias) if _on_cpu(problem, named) else None
 
-    in_kind = operator.itemgetter(0, 1) if cell == "lstm" else operator.itemgetter(0)
-    return _runner(cell, backend, options, cpu.step, weights, in_kind)
+    in_kind = operator.itemgetter(1, 2) if cell == "lstm" else operator.itemgetter(1)
+    return _runner(cell, backend, options, cpu.layer, weights, in_kind)
 
 
 def _runner(
@@ -85,29 +75,27 @@ def _runner(
         return None
     op = the_op()
     options_of = functools.lru_cache(maxsize=256)(options)
+    lstm = cell == "lstm"
 
     def run(x, state):
         if type(x) is not Tensor or not x.is_cpu:
             return None
-        given = _pair(cell, state)
+        h, c = state, None
+        if lstm and state is not None:
+            if type(state) is not tuple or len(state) != 2:
+                return None
+            h, c = state
+        if state is not None and (type(h) is not Tensor or (lstm and type(c) is not Tensor)):
+            return None
         how = options_of(dispatch.requested(backend), x.dtype, x.shape)
-        if how is None or given is None:
+        if how is None:
             return None
         try:
-            return in_kind(op(x, *given, how, *weights))
+            return in_kind(op(x, h, c, how, *weights))
         except RuntimeError:
             return None
 
     return run
-
-
-def _pair(cell: str, state: Any) -> tuple[Tensor | None, Tensor | None] | None:
-    """(h, c) of a state, None for zeros and for what there is not; None where it is no state."""
-    if state is None:
-        return None, None
-    if cell != "lstm":
-        return (state, None) if type(state) is Tensor else None
-    return state if type(state) is tuple and (*map(type, state),) == (Tensor, Tensor) else None
 
 
 def _on_cpu(problem: Problem, backend: str) -> bool:

@@ -32,7 +32,7 @@ from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 
 _libc = ctypes.CDLL(None)
-KINDS = ("private-forward", "private-backward", "private-infer", "private-step", "public-forward", "public-backward")
+KINDS = ("private-forward", "private-backward", "private-layers", "private-layer", "public-forward", "public-backward")
 NUMBERS = {"rnn_tanh": 0, "rnn_relu": 1, "gru": 2, "lstm": 3}  # of the cells, in the private ops
 SIZES = dict(T=5, B=3, I=4, H=6)  # all different, so that no operand fits where another belongs
 SAMPLES = [
@@ -65,12 +65,12 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
             return tensors | options
         wanted = sum(1 << k for k, t in enumerate(inputs_of(call)) if t is not None and t.is_floating_point())
         return cotangents | tensors | dict(y=y, saved=saved, cells=cells) | options | dict(wanted=wanted)
-    if kind in ("private-infer", "private-step"):
+    if kind in ("private-layers", "private-layer"):
         states = dict(h0=call.h0, c0=call.c0 if call.c0 is not None else call.h0.new_empty(0))
         weights = {f"{name}{d or ''}": t for d, one in enumerate(call.weights) for name, t in one._asdict().items()}
         weights = {name: t for name, t in weights.items() if t is not None}
         how = cpu.options(call.cell, "auto", call.T, call.weights[0].b_ih is not None, call.D == 2)
-        if kind == "private-infer":
+        if kind == "private-layers":
             return dict(x=call.x) | states | dict(how=how) | weights
         one_step = {name: t if t.shape == ops.ABSENT else t[0] for name, t in states.items()}
         return dict(x=call.x[0]) | one_step | dict(how=how & ~cpu.BIDIRECTIONAL) | weights
@@ -89,21 +89,21 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
 
 
 def samples_of(kind: str, samples: list[Sample]) -> list[Sample]:
-    if kind not in ("private-infer", "private-step"):
+    if kind not in ("private-layers", "private-layer"):
         return samples
-    return [s for s in samples if not s.lengths and not s.reverse and (s.D == 1 or kind == "private-infer")]
+    return [s for s in samples if not s.lengths and not s.reverse and (s.D == 1 or kind == "private-layers")]
 
 
 def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:
     op, library = CELLS[sample.cell].op, torch.ops.fusedrnn_cpu
     values = [guarded(value, at_end) if isinstance(value, Tensor) else value for value in operands.values()]
-    if kind in ("private-infer", "private-step"):
+    if kind in ("private-layers", "private-layer"):
         x, h0, c0, how, *weights = values
         c0 = None if isinstance(c0, Tensor) and c0.shape == ops.ABSENT else c0
-        if kind == "private-infer":
-            library.infer(x, h0, c0, how, weights)
+        if kind == "private-layers":
+            library.layers(x, h0, c0, how, weights)
         else:
-            library.step(x, h0, c0, how, *weights, *(None,) * (4 - len(weights)))
+            library.layer(x, h0, c0, how, *weights, *(None,) * (4 - len(weights)))
         return
     others = library.forward.out, library.backward.out, ops.FORWARD[op], ops.BACKWARD[op]
     dict(zip((*KINDS[:2], *KINDS[4:]), others, strict=True))[kind](*values)

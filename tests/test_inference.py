@@ -29,7 +29,7 @@ def taken(monkeypatch):
 
         return run
 
-    for name in ("infer", "step"):
+    for name in ("layers", "layer"):
         op = getattr(cpu, name)()
         monkeypatch.setattr(cpu, name, lambda op=op: counting(op))
     return calls

@@ -25,8 +25,8 @@ EMPTY = ("absent", "no-rows", "no-columns", "no-batch", "lower")
 FITS = {
     "private-forward": dict.fromkeys(("saved", "cells"), EMPTY),
     "private-backward": dict.fromkeys(("dy", "dh_n", "dc_n", *(f"d{name}" for name in DIFFERENTIABLE)), EMPTY),
-    "private-infer": {"x": ("taller", "lower"), "c0": ("absent",)},
-    "private-step": {"c0": ("absent",)},
+    "private-layers": {"x": ("taller", "lower"), "c0": ("absent",)},
+    "private-layer": {"c0": ("absent",)},
     "public-forward": {"x": ("taller", "lower", "no-rows", "absent")},  # the number of steps is that of x
     "public-backward": dict.fromkeys(("dy", "dh_n", "dc_n"), ("absent",)) | dict.fromkeys(("b_ih", "b_hh"), EMPTY),
 }

@@ -111,12 +111,13 @@ def options(
     return _CELLS.index(cell) + sum(bit for bit, wanted in flags if wanted)
 
 
-def infer() -> Callable:
+def layers() -> Callable:
     """The op (x, h0, c0, how, weights) -> y, h_n, c_n: all layers, without gradients. A state may be None, which is
     zeros, as c_n is where the cell has none. RuntimeError where something does not fit: it checks all there is."""
-    return torch.ops.fusedrnn_cpu.infer.default._op  # without the Python around it
+    return torch.ops.fusedrnn_cpu.layers.default._op  # without the Python around it
 
 
-def step() -> Callable:
-    """The op (x, h, c, how, w_ih, w_hh, b_ih, b_hh) -> h, c: one step of a cell, as `infer`."""
-    return torch.ops.fusedrnn_cpu.step.default._op
+def layer() -> Callable:
+    """The op (x, h0, c0, how, w_ih, w_hh, b_ih, b_hh) -> y, h_n, c_n: one layer in one direction, or, where x lacks the
+    dimension of time, one step of a cell, whose y is None. Else as `layers`."""
+    return torch.ops.fusedrnn_cpu.layer.default._op

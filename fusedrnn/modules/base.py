@@ -7,10 +7,13 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch._C import _is_any_autocast_enabled
+from torch.autograd import forward_ad
 
 from fusedrnn import checks, dispatch, functional, inference
 from fusedrnn.call import Weights
+from fusedrnn.ops import anything_listens
 
 NO_ROWS = functional.Rows()
 
@@ -58,11 +61,17 @@ class Options(nn.Module):
         return made
 
     def _inferred(self, x, state):
-        """What forward returns where an op can do it all; None where there is more to do, or to say."""
-        if not inference.applies():
+        """What forward returns, by one op, where nobody wants a gradient or a cast, or to see the op; else None."""
+        if (
+            is_grad_enabled()
+            or anything_listens()
+            or _is_any_autocast_enabled()
+            or forward_ad._current_level >= 0
+            or (kept := self._kept).runner is None
+            or not same(kept.parameters, self._parameters.values())
+        ):
             return None
-        parameters, _, runner = self._kept
-        return runner(x, state) if runner is not None and same(parameters, self._parameters.values()) else None
+        return kept.runner(x, state)
 
     def _set_options(self, **options) -> None:
         check_options(options["backend"], options["schedule"], options.get("memory", "full"))

@@ -173,15 +173,15 @@ class _Recurrent(Options, RNNBase):
             raise RuntimeError(misfit)
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
         if plain and same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
-            self._kept = Kept(list(flat), weights, self._runner(flat))
+            self._kept = Kept(parameters := list(flat), weights, self._runner(parameters))
         return weights
 
-    def _runner(self, flat: list[Tensor]) -> inference.Runner | None:
+    def _runner(self, parameters: list[Tensor]) -> inference.Runner | None:
         """The short way without gradients, where there is one."""
         if self._apart or self.proj_size or (self.dropout and self.training):
             return None
         return inference.layers(
-            self.cell, flat, self.input_size, self.hidden_size, bidirectional=self.bidirectional, bias=self.bias,
+            self.cell, parameters, self.input_size, self.hidden_size, bidirectional=self.bidirectional, bias=self.bias,
             batch_first=self.batch_first, schedule=self.schedule, backend=self.backend,
         )  # fmt: skip
 
