@@ -51,13 +51,13 @@ class Operand {
     result.numel_ = size_[0] > 0 ? numel_ / size_[0] * count : 0;
     return result;
   }
-  // With a dimension of one step before the others.
-  Operand as_step() const {
+  // With a dimension of size one before dimension k.
+  Operand unsqueezed(int64_t k) const {
     Operand result = *this;
     result.dim_ = dim_ + 1;
-    std::copy(size_, size_ + most_dims - 1, result.size_ + 1);
-    std::copy(stride_, stride_ + most_dims - 1, result.stride_ + 1);
-    result.size_[0] = 1;
+    std::copy(size_ + k, size_ + most_dims - 1, result.size_ + k + 1);
+    std::copy(stride_ + k, stride_ + most_dims - 1, result.stride_ + k + 1);
+    result.size_[k] = 1;
     return result;
   }
 
@@ -171,18 +171,22 @@ Tensor dense_rows(const Tensor& t) {
 }
 Optional dense_rows(const Optional& t) { return t ? Optional(dense_rows(*t)) : t; }
 
-// torch's own new_empty goes through its dispatcher, which takes longer than the allocation.
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  int64_t strides[4], count = 1;
-  for (int64_t k = int64_t(sizes.size()) - 1; k >= 0; --k) {
+// Of these sizes, or all but `without`. torch's own new_empty goes through its dispatcher, which takes longer than the
+// allocation.
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, int64_t without = -1) {
+  int64_t kept[4], strides[4], dims = 0, count = 1;
+  for (int64_t k = 0; k < int64_t(sizes.size()); ++k) {
+    if (k != without) kept[dims++] = sizes.begin()[k];
+  }
+  for (int64_t k = dims - 1; k >= 0; --k) {
     strides[k] = count;
-    count *= std::max<int64_t>(1, sizes.begin()[k]);
+    count *= std::max<int64_t>(1, kept[k]);
   }
   int32_t dtype;
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, kept, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 

@@ -27,21 +27,23 @@ def layers(
     cell: str, weights: list[Tensor], I: int, H: int, *,
     bidirectional: bool, bias: bool, batch_first: bool, schedule: str, backend: str,
 ) -> Runner | None:  # fmt: skip
-    """y and the last state of all layers over a dense batch. weights: checked, as `_flat_weights` of torch.nn."""
+    """y and the last state of all layers. weights: checked, as `_flat_weights` of torch.nn."""
     D, each = 2 if bidirectional else 1, 4 if bias else 2
     same: dict[str, Any] = {"bias": bias, "batch_first": batch_first, "schedule": schedule}
 
     def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
         tokens = dtype == torch.int64
-        if len(shape) != (2 if tokens else 3):
+        dims = len(shape) + tokens
+        if dims not in (2, 3):
             return None
-        T, B = reversed(shape[:2]) if batch_first else shape[:2]
+        unbatched = dims == 2
+        T, B = (shape[0], 1) if unbatched else reversed(shape[:2]) if batch_first else shape[:2]
         problems = [Problem(cell, "cpu", weights[0].dtype, T, B, I, H, D, tokens=tokens, **same)]
         if len(weights) > D * each:
             problems.append(Problem(cell, "cpu", weights[0].dtype, T, B, D * H, H, D, **same))
         if not all(_on_cpu(problem, named) for problem in problems):
             return None
-        return cpu.options(cell, schedule, T, bias, bidirectional, batch_first)
+        return cpu.options(cell, schedule, T, bias, unbatched, bidirectional, batch_first)
 
     in_kind = operator.itemgetter(0, slice(1, 3) if cell == "lstm" else 1)
     if len(weights) > each:
@@ -50,18 +52,20 @@ def layers(
 
 
 def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
-    """The state [B, H] after a step of a cell: h, or (h, c). x [B, I] or tokens [B]. weights: checked, the four."""
+    """The state after a step of a cell: h, or (h, c). weights: checked, the four."""
     w_ih, _, b_ih, _ = weights
     assert w_ih is not None
     bias = b_ih is not None
 
     def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
         tokens = dtype == torch.int64
-        if len(shape) != (1 if tokens else 2):
+        dims = len(shape) + tokens
+        if dims not in (1, 2):
             return None
-        I, B = w_ih.shape[1], shape[0]
+        unbatched = dims == 1
+        I, B = w_ih.shape[1], 1 if unbatched else shape[0]
         problem = Problem(cell, "cpu", w_ih.dtype, 1, B, I, H, tokens=tokens, bias=bias, schedule=schedule)
-        return cpu.options(cell, schedule, 1, bias) if _on_cpu(problem, named) else None
+        return cpu.options(cell, schedule, 1, bias, unbatched) if _on_cpu(problem, named) else None
 
     in_kind = operator.itemgetter(1, 2) if cell == "lstm" else operator.itemgetter(1)
     return _runner(cell, backend, options, cpu.layer, weights, in_kind)

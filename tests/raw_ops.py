@@ -69,7 +69,7 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
         states = dict(h0=call.h0, c0=call.c0 if call.c0 is not None else call.h0.new_empty(0))
         weights = {f"{name}{d or ''}": t for d, one in enumerate(call.weights) for name, t in one._asdict().items()}
         weights = {name: t for name, t in weights.items() if t is not None}
-        how = cpu.options(call.cell, "auto", call.T, call.weights[0].b_ih is not None, call.D == 2)
+        how = cpu.options(call.cell, "auto", call.T, call.weights[0].b_ih is not None, False, call.D == 2)
         if kind == "private-layers":
             return dict(x=call.x) | states | dict(how=how) | weights
         one_step = {name: t if t.shape == ops.ABSENT else t[0] for name, t in states.items()}
@@ -276,7 +276,7 @@ def changed(draw, value, others: list[Tensor]):
     if isinstance(value, str):
         return draw(st.sampled_from(TEXTS))
     if not isinstance(value, Tensor):
-        return draw(st.integers(-2, 5))
+        return draw(st.integers(-2, 5) | st.integers(0, 127))  # as `how` takes them
     if not value.numel() or not value.ndim or draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from(others))
     return CHANGES[draw(st.sampled_from(sorted(CHANGES)))](draw, value)

@@ -101,6 +101,30 @@ def test_tokens_of_a_batch(name, options, taken):
     assert len(taken) == 1
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in LAYERS for options in OPTIONS])
+def test_one_sequence(name, options, given, tokens, taken):
+    module, (_, states) = layer_and_input(name, **options)
+    x = torch.randint(6, (4,)) if tokens else torch.randn(4, 6)
+    one = tuple(s[:, 0] for s in states) if name == "LSTM" else states[:, 0]
+    for short, long in both_ways(module, x, *([one] if given else [])):
+        assert torch.equal(short, long) and short.stride() == long.stride()
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_step_of_one_sequence(name, given, tokens, taken):
+    module, (_, states) = layer_and_input(name)
+    x = torch.tensor(2) if tokens else torch.randn(6)
+    one = tuple(s[0] for s in states) if name == "LSTMCell" else states[0]
+    for short, long in both_ways(module, x, *([one] if given else [])):
+        assert torch.equal(short, long) and short.stride() == long.stride()
+    assert len(taken) == 1
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_tokens_of_a_step(name, taken):
     module, (x, states) = layer_and_input(name)

@@ -100,14 +100,26 @@ def _concat(schedule: str, T: int) -> bool:
     return schedule == "concat" or (schedule == "auto" and T == 1)
 
 
-CONCAT, BIAS, BIDIRECTIONAL, BATCH_FIRST = 4, 8, 16, 32  # beside the cell, as struct How in csrc/inference.h
+CONCAT, BIAS, BIDIRECTIONAL, BATCH_FIRST, UNBATCHED = 4, 8, 16, 32, 64  # as struct How in csrc/inference.h
 
 
 def options(
-    cell: str, schedule: str, T: int, bias: bool, bidirectional: bool = False, batch_first: bool = False
+    cell: str,
+    schedule: str,
+    T: int,
+    bias: bool,
+    unbatched: bool,
+    bidirectional: bool = False,
+    batch_first: bool = False,
 ) -> int:
-    """The argument `how` of the two ops below."""
-    flags = (CONCAT, _concat(schedule, T)), (BIAS, bias), (BIDIRECTIONAL, bidirectional), (BATCH_FIRST, batch_first)
+    """The argument `how` of the two ops below: the cell, and a bit for each of the others."""
+    flags = (
+        (CONCAT, _concat(schedule, T)),
+        (BIAS, bias),
+        (BIDIRECTIONAL, bidirectional),
+        (BATCH_FIRST, batch_first and not unbatched),
+        (UNBATCHED, unbatched),
+    )
     return _CELLS.index(cell) + sum(bit for bit, wanted in flags if wanted)
 
 
