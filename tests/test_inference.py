@@ -202,6 +202,19 @@ def test_an_option_that_is_set_later_is_the_one_that_counts(name, option, value)
         assert not torch.equal(flat(module(*given))[0], first[0])
 
 
+def test_an_attribute_of_a_subclass_is_no_option(taken):
+    class Remembering(fusedrnn.GRU):
+        def forward(self, *given):
+            y, self.last = super().forward(*given)
+            return y
+
+    module = Remembering(6, 5)
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randn(4, 3, 6))
+    assert len(taken) == 2
+
+
 @pytest.mark.parametrize("name", ["GRU", "GRUCell"])
 def test_parameters_can_be_swapped_after_it_was_taken(name, taken):
     """torch.utils.swap_tensors refuses tensors that anybody in C++ holds."""

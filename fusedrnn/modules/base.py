@@ -19,7 +19,7 @@ NO_ROWS = functional.Rows()
 
 
 class Kept(NamedTuple):
-    """What was found out about a module, for as long as it holds the very same parameters and no attribute is set."""
+    """What was found out about a module, for as long as it holds the very same parameters and options."""
 
     parameters: list[Any]
     weights: tuple[Weights, ...]  # checked
@@ -81,7 +81,7 @@ class Options(nn.Module):
 
     def __setattr__(self, name: str, value) -> None:
         super().__setattr__(name, value)
-        if name != "_kept":
+        if name in _DECIDING:
             self.__dict__.pop("_kept", None)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,6 +104,10 @@ def check_options(backend: str, schedule: str, memory: str = "full") -> None:
         raise ValueError(misfit)
 
 
+# What a runner depends on beside the parameters and their sizes.
+_DECIDING = frozenset(
+    ("backend", "schedule", "reset_after", "mode", "nonlinearity", "batch_first", "dropout", "training")
+)
 _OURS = ("backend", "schedule", "memory", "reset_after", "_kept")
 
 

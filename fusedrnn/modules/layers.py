@@ -173,7 +173,8 @@ class _Recurrent(Options, RNNBase):
             raise RuntimeError(misfit)
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
         if plain and same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
-            self._kept = Kept(parameters := list(flat), weights, self._runner(parameters))
+            parameters = list(flat)
+            self._kept = Kept(parameters, weights, self._runner(parameters))
         return weights
 
     def _runner(self, parameters: list[Tensor]) -> inference.Runner | None:
