@@ -95,7 +95,7 @@ def states_before(call: Call, direction: int, rows: Rows, first: Tensor, after: 
             before = torch.where(started[..., None], before, first)
     else:
         before = torch.cat((first[None], after[:-1]))
-    return before if call.resets is None else before * ~call.resets[..., None]
+    return before if call.resets is None else before.masked_fill(call.resets[..., None], 0)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -117,8 +117,8 @@ def forward(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                 chunk_starts.append(c)
             h_in, c_in = h, c
             if call.resets is not None:
-                keep = (~call.resets[t])[:, None].to(dtype)
-                h_in, c_in = h * keep, None if c is None else c * keep
+                reset = call.resets[t][:, None]
+                h_in, c_in = h.masked_fill(reset, 0), None if c is None else c.masked_fill(reset, 0)
             h_new, c_new, kept_t = step(call.cell, gx[t], h_in, c_in, weights)
             if rows.active is None:
                 h, c, ys[t] = h_new, c_new, h_new

@@ -93,8 +93,9 @@ class _Direction:
             dh_t = dh + self.dy[t]
             gx, gh, dh_new, dc_new = self._step(t, dh_t, dc, h_prev, c_prev, dw_hr, active)
             if call.resets is not None:
-                keep = (~call.resets[t])[:, None].to(self.dtype)
-                dh_new, dc_new = dh_new * keep, None if dc_new is None else dc_new * keep
+                reset = call.resets[t][:, None]
+                dh_new = dh_new.masked_fill(reset, 0)
+                dc_new = None if dc_new is None else dc_new.masked_fill(reset, 0)
             if active is not None:
                 gx, gh = (torch.where(active, g, torch.zeros_like(g)) for g in (gx, gh))
                 dh_new = torch.where(active, dh_new, dh)
