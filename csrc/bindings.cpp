@@ -28,7 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 5;
+constexpr int64_t abi_version = 6;
 constexpr int64_t pre_bytes = 256 << 10;  // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;          // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t chunk_bytes = 8 << 20;  // what backward keeps of a chunk of steps
@@ -138,26 +138,24 @@ void run_forward(const Direction& at, const Shape& s, const Operand& x, const Op
 void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
                  const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
                  const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
-                 const Optional& lengths, int64_t cell, int64_t direction, bool concat, Tensor y, Tensor h_n,
-                 Tensor c_n, Tensor saved, Tensor cells) {
+                 const Optional& lengths, const Optional& resets, int64_t cell, int64_t direction, bool concat,
+                 Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
     const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
     const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
-    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths);
+    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
     const auto run = w.scalar_type() == ScalarType::Double ? run_forward<double> : run_forward<float>;
     run(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& h0, const Optional& c0,
-                                                           const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
-                                                           const Optional& b_hh, const Optional& w_ih_reverse,
-                                                           const Optional& w_hh_reverse, const Optional& b_ih_reverse,
-                                                           const Optional& b_hh_reverse, const Optional& row_offsets,
-                                                           const Optional& lengths, int64_t cell, int64_t direction,
-                                                           bool concat, bool batch_first, int64_t save) {
-  const Optional offsets = dense(row_offsets), active = dense(lengths);
-  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+    const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse, const Optional& b_ih_reverse,
+    const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Optional& resets,
+    int64_t cell, int64_t direction, bool concat, bool batch_first, int64_t save) {
+  const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
+  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active, starts);
   const int64_t D = count_of(direction), R = row_count(s, x);
   const bool lstm = s.cell == Cell::lstm, full = save == save_full;
   const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
@@ -169,8 +167,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
   const Tensor cells =
       lstm && save == save_lean ? new_tensor(w_ih, {D, lean_chunks(s.T), s.B, s.H}) : made(full && lstm, {D, R, s.H});
   forward_out(dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh),
-              dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active, cell,
-              direction, concat, y, h_n, c_n, saved, cells);
+              dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active,
+              starts, cell, direction, concat, y, h_n, c_n, saved, cells);
   return {y, h_n, c_n, saved, cells};
 }
 
@@ -182,11 +180,11 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
                   const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
                   const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
                   const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
-                  const Optional& lengths, const Tensor& y, const Tensor& saved, const Tensor& cells, int64_t cell,
-                  int64_t direction, bool lean, const Optional& dx, const Optional& dh0, const Optional& dc0,
-                  const Optional& dw_ih, const Optional& dw_hh, const Optional& db_ih, const Optional& db_hh,
-                  const Optional& dw_ih_reverse, const Optional& dw_hh_reverse, const Optional& db_ih_reverse,
-                  const Optional& db_hh_reverse) {
+                  const Optional& lengths, const Optional& resets, const Tensor& y, const Tensor& saved,
+                  const Tensor& cells, int64_t cell, int64_t direction, bool lean, const Optional& dx,
+                  const Optional& dh0, const Optional& dc0, const Optional& dw_ih, const Optional& dw_hh,
+                  const Optional& db_ih, const Optional& db_hh, const Optional& dw_ih_reverse,
+                  const Optional& dw_hh_reverse, const Optional& db_ih_reverse, const Optional& db_hh_reverse) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
     const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
     const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
@@ -197,7 +195,7 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
                       at.d ? dw_hh_reverse : dw_hh,
                       at.d ? db_ih_reverse : db_ih,
                       at.d ? db_hh_reverse : db_hh};
-    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths);
+    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
     const auto run = w.scalar_type() == ScalarType::Double ? run_backward<double> : run_backward<float>;
     run(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, b, v, y, saved, cells, lean, g);
   });
@@ -208,11 +206,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
     const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh,
     const Optional& w_ih_reverse, const Optional& w_hh_reverse, const Optional& b_ih_reverse,
-    const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Tensor& y,
-    const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool lean, bool batch_first,
-    int64_t wanted) {
-  const Optional offsets = dense(row_offsets), active = dense(lengths);
-  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active);
+    const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Optional& resets,
+    const Tensor& y, const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool lean,
+    bool batch_first, int64_t wanted) {
+  const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
+  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active, starts);
   const int64_t D = count_of(direction), G = gates_of(s.cell);
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
     return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
@@ -230,8 +228,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   }
   backward_out(dense_rows(dy), dense(dh_n), dense(dc_n), dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh),
                dense(b_ih), dense(b_hh), dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse),
-               dense(b_hh_reverse), offsets, active, dense_rows(y), saved, cells, cell, direction, lean, dx, dh0, dc0,
-               dw_ih[0], dw_hh[0], db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
+               dense(b_hh_reverse), offsets, active, starts, dense_rows(y), saved, cells, cell, direction, lean, dx,
+               dh0, dc0, dw_ih[0], dw_hh[0], db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
   const auto result = [](const Optional& t) { return t ? *t : Tensor(); };
   return {result(dx),       result(dh0),      result(dc0),      result(dw_ih[0]), result(dw_hh[0]), result(db_ih[0]),
           result(db_hh[0]), result(dw_ih[1]), result(dw_hh[1]), result(db_ih[1]), result(db_hh[1])};
@@ -243,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 #define INPUTS                                                                               \
   "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "  \
   "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, " \
-  "Tensor? row_offsets, Tensor? lengths, "
+  "Tensor? row_offsets, Tensor? lengths, Tensor? resets, "
 #define FORWARD_INPUTS INPUTS "int cell, int direction, bool concat"
 #define BACKWARD_INPUTS                             \
   "Tensor? dy, Tensor? dh_n, Tensor? dc_n, " INPUTS \

@@ -191,9 +191,10 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
       carried(B * gate_width);
   // Where a row of w_hh is whole vectors, it can be read as it lies.
   const bool pack = R > unpacked_rows || kernels.padded_units(H) != H;
-  Buffer<Real> packed(pack ? kernels.padded_units(H) * G * H : 0), column_sums(gate_width);
+  Buffer<Real> packed(pack ? kernels.padded_units(H) * G * H : 0), column_sums(gate_width), zeros(gate_width);
   std::vector<const Real*> next(B, nullptr);
   std::memset(column_sums.get(), 0, gate_width * sizeof(Real));
+  std::memset(zeros.get(), 0, gate_width * sizeof(Real));
 
   Buffer<Real> dh(B * H), dc(lstm ? B * H : 0), chunk_cells(lean && lstm ? most_rows * H : 0);
   std::optional<Inputs<Real>> inputs;
@@ -205,6 +206,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   f.shape = s;
   f.h0 = part<const Real>(h0, at.d, at.D);
   f.c0 = part<const Real>(c0, at.d, at.D);
+  f.zeros = zeros.get();
   f.y = rows_of<const Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
   f.dy = optional_rows<const Real>(dy, "dy", s, R, H, type, at.d * H, at.D * H);
   f.lean = lean;

@@ -26,6 +26,7 @@ class Inputs {
         packed_ih(pack && !tokens ? width * s.I : 0),
         bias(width),
         bias_hn(width),
+        zeros(s.resets ? s.H : 0),
         table(with_table ? s.I * width : 0) {
     const int64_t H = s.H, I = s.I, R = row_count(s, x);
     f.shape = s;
@@ -41,6 +42,8 @@ class Inputs {
     f.packed_hh = pack ? packed_hh.get() : nullptr;
     f.bias = bias.get();
     f.bias_hn = bias_hn.get();
+    f.zeros = zeros.get();
+    if (s.resets) std::memset(zeros.get(), 0, H * sizeof(Real));
     kernels.pack_bias(s.cell, data<const Real>(b_ih), data<const Real>(b_hh), H, bias.get(), bias_hn.get());
     if (pack) {
       in_pieces(panels, threads_for(width * (H + I) * 8, panels), [&](int64_t first, int64_t last) {
@@ -74,5 +77,5 @@ class Inputs {
  private:
   int64_t width, panels;
   bool tokens, pack, with_table;
-  Buffer<Real> packed_hh, packed_ih, bias, bias_hn, table;
+  Buffer<Real> packed_hh, packed_ih, bias, bias_hn, zeros, table;
 };

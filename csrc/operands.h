@@ -116,7 +116,7 @@ Real* part(const Operand& t, int64_t d, int64_t D) {
 }
 
 Shape shape_of(int64_t cell, bool reverse, const Operand& x, const Operand& h0, const Operand& w_ih,
-               const Operand& row_offsets, const Operand& lengths) {
+               const Operand& row_offsets, const Operand& lengths, const Operand& resets = {}) {
   STD_TORCH_CHECK(cell >= 0 && cell < 4, "unknown cell");
   STD_TORCH_CHECK(h0.dim() == 3 && w_ih.dim() == 2, "h0: expected three dimensions, w_ih: two");
   Shape s{};
@@ -129,8 +129,10 @@ Shape shape_of(int64_t cell, bool reverse, const Operand& x, const Operand& h0, 
   STD_TORCH_CHECK(s.T > 0 && s.I > 0 && s.H > 0, "no steps, no inputs or no hidden units");
   check_optional(row_offsets, "row_offsets", {s.T}, ScalarType::Long);
   check_optional(lengths, "lengths", {s.B}, ScalarType::Long);
+  check_optional(resets, "resets", {s.T, s.B}, ScalarType::Bool);
   s.row_offsets = data<const int64_t>(row_offsets);
   s.lengths = data<const int64_t>(lengths);
+  s.resets = data<const uint8_t>(resets);
   for (int64_t b = 0; s.lengths && b < s.B; ++b) {
     STD_TORCH_CHECK(s.lengths[b] >= 0 && s.lengths[b] <= s.T, "lengths: outside 0 to T");
   }

@@ -94,7 +94,7 @@ class Sample:
             (False, True) if self.D == 2 else (self.reverse,),
             row_offsets,
             sizes,
-            torch.rand(self.T, self.B, generator=random) < 0.3 if self.resets else None,
+            self._resets(random),
             self.batch_first,
             self.schedule,
             self.save,
@@ -110,6 +110,12 @@ class Sample:
             return sizes.sort(descending=True).values
         sizes[1] = 0
         return sizes[torch.randperm(self.B, generator=random)]
+
+    def _resets(self, random: torch.Generator) -> Tensor | None:
+        if not self.resets:
+            return None
+        drawn = torch.rand(self.T, self.B, generator=random) < 0.3
+        return _with_gaps(drawn) if self.strided else drawn
 
     def cotangents(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         random = torch.Generator().manual_seed(1 + self.draw)
@@ -156,6 +162,9 @@ SIZES = (
     dict(T=9, B=5, I=6, H=18, D=2, lengths="given"),
     dict(T=9, B=5, I=6, H=18, resets=True),
     dict(T=9, B=5, I=6, H=18, D=2, resets=True, lengths="given", batch_first=True),
+    dict(T=8, B=4, I=6, H=18, D=2, resets=True, lengths="packed"),
+    dict(T=9, B=3, I=4, H=11, resets=True, reverse=True, strided=True),
+    dict(T=11, B=4, I=27, H=20, resets=True, tokens=True, batch_first=True),
     dict(T=7, B=66, I=12, H=64),
     dict(T=4, B=3, I=259, H=257, D=2, lengths="packed"),
     dict(T=4, B=3, I=259, H=257),
@@ -177,6 +186,7 @@ LEAN = (  # a chunk of cells is 32 steps
     dict(T=35, B=4, I=27, H=20, tokens=True, D=2, lengths="packed"),
     dict(T=35, B=1, I=40, H=35, tokens=True),
     dict(T=37, B=3, I=6, H=18, resets=True),
+    dict(T=35, B=4, I=27, H=20, D=2, resets=True, lengths="packed", tokens=True),
 )
 PROBLEMS = [Sample(cell, **size) for cell in CELLS for size in SIZES]
 PROBLEMS += [Sample("lstm", **size) for size in PROJECTIONS]

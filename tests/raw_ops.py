@@ -45,6 +45,8 @@ SAMPLES = [
     Sample("lstm", **SIZES, D=2, bias=False),
     Sample("gru", **SIZES, tokens=True, save="lean"),
     Sample("lstm", **SIZES, lengths="packed", D=2, save="lean"),
+    Sample("gru", **SIZES, lengths="given", resets=True),
+    Sample("lstm", **SIZES, lengths="packed", D=2, resets=True, save="lean"),
 ]
 FITTING = [case.values[0] for case in cases_of_problems(("cpu",), torch.float64)]
 FITTING = [sample for sample in FITTING if not sample.strided]
@@ -74,7 +76,7 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
             return dict(x=call.x) | states | dict(how=how) | weights
         one_step = {name: t if t.shape == ops.ABSENT else t[0] for name, t in states.items()}
         return dict(x=call.x[0]) | one_step | dict(how=how & ~cpu.BIDIRECTIONAL) | weights
-    tensors = {name: t for name, t in tensors.items() if not name.startswith("w_hr") and name != "resets"}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith("w_hr")}
     last = dict(cell=NUMBERS[call.cell], direction=call.direction)
     y = torch.cat((y, y), -1)[..., -call.D * call.P :]  # rows with gaps between them
     if kind == "private-forward":
@@ -91,7 +93,7 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
 def samples_of(kind: str, samples: list[Sample]) -> list[Sample]:
     if kind not in ("private-layers", "private-layer"):
         return samples
-    return [s for s in samples if not s.lengths and not s.reverse and (s.D == 1 or kind == "private-layers")]
+    return [s for s in samples if not (s.lengths or s.resets or s.reverse) and (s.D == 1 or kind == "private-layers")]
 
 
 def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:

@@ -43,7 +43,7 @@ def test_lengths_are_a_packed_batch_without_sorting(name):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_reset_begins_anew(batch_first):
-    net = fusedrnn.LSTM(I, H, batch_first=batch_first, dtype=torch.float64, backend="reference")
+    net = fusedrnn.LSTM(I, H, batch_first=batch_first, dtype=torch.float64)
     x = torch.randn(B, T, I, dtype=torch.float64) if batch_first else torch.randn(T, B, I, dtype=torch.float64)
     resets = torch.zeros(x.shape[:2], dtype=torch.bool)
     time = 1 if batch_first else 0

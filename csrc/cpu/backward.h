@@ -22,13 +22,16 @@ FUSEDRNN_INLINE void find_row(const Backward<Real>& f, int64_t t, int64_t b, boo
   const bool starts = s.reverse ? before >= length_of(s, b) : before < 0;
   row.dy = f.dy.base ? row_at(s, f.dy, t, b) : nullptr;
   row.y = row_at(s, f.y, t, b);
-  row.h_prev = starts ? f.h0 + b * H : row_at(s, f.y, before, b);
+  const bool reset = is_reset(s, t, b);
+  row.h_prev = reset ? f.zeros : starts ? f.h0 + b * H : row_at(s, f.y, before, b);
   row.dgates = f.dgates + (number - first_row) * f.dgates_stride;
   row.saved = f.lean ? row.dgates : f.saved ? f.saved + number * blocks_of(s.cell) * H : nullptr;
   if (!f.cells) return;
   const int64_t first_cell = f.lean ? first_row : 0;
   row.c = f.cells + (number - first_cell) * H;
-  if (f.lean && begins) {
+  if (reset) {
+    row.c_prev = f.zeros;
+  } else if (f.lean && begins) {
     row.c_prev = f.chunk_c + b * H;
   } else {
     row.c_prev = starts ? f.c0 + b * H : f.cells + (row_number(s, before, b) - first_cell) * H;
@@ -104,12 +107,11 @@ struct InitialState {
 // The operands of one step's products: one entry an active row.
 template <class Real>
 struct BackwardStep {
-  explicit BackwardStep(const Backward<Real>& f, int64_t n)
+  explicit BackwardStep(int64_t n)
       : rows(new BackwardRow<Real>*[n]),
         in(new const Real*[n]),
         out(new Real*[n]),
-        sums(new Real[n * vectors_per_panel * lanes_of<Real>]),
-        zeros(new Real[blocks_of(f.shape.cell) * f.shape.H]()) {
+        sums(new Real[n * vectors_per_panel * lanes_of<Real>]) {
     for (int64_t k = 0; k < n; ++k) out[k] = sums + k * vectors_per_panel * lanes_of<Real>;
   }
   ~BackwardStep() {
@@ -117,7 +119,6 @@ struct BackwardStep {
     delete[] in;
     delete[] out;
     delete[] sums;
-    delete[] zeros;
   }
   BackwardStep(const BackwardStep&) = delete;
 
@@ -126,7 +127,6 @@ struct BackwardStep {
   const Real** in;
   Real** out;
   Real* sums;
-  Real* zeros;  // the dgates of no step
 };
 
 template <class Gates, class Real>
@@ -141,7 +141,7 @@ void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Pane
     const int64_t first = panel * vectors_per_panel * W, stride = f.packed ? vectors * W : H;
     const Real* w = f.w_hh + first * (f.packed ? K : 1);
     if (any) {
-      for (int64_t k = 0; k < step.count; ++k) step.in[k] = step.rows[k]->next ? step.rows[k]->next : step.zeros;
+      for (int64_t k = 0; k < step.count; ++k) step.in[k] = step.rows[k]->next ? step.rows[k]->next : f.zeros;
       with_vectors(vectors, [&](auto slots) {
         using S = decltype(slots);
         accumulate<S>(step.count, step.in, gru ? 2 * H : K, w, stride, true, step.out);
@@ -174,6 +174,21 @@ void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Pane
   }
 }
 
+// Nothing reaches the states before the resets of step t. A thread zeroes the units it owns: those of others may be at the
+// step before already.
+template <class Real>
+void end_at_resets(const Shape& s, const Share& share, Panels own, int64_t t, BackwardRow<Real>* rows) {
+  constexpr int64_t width = vectors_per_panel * lanes_of<Real>;
+  const int64_t first = own.first * width, count = minimum(s.H, own.last * width) - first;
+  for (int64_t b = share.first; b < share.last; ++b) {
+    if (t >= length_of(s, b) || !is_reset(s, t, b)) continue;
+    BackwardRow<Real>& row = rows[b - share.first];
+    row.next = nullptr;
+    zero(row.dh + first, count);
+    if (row.dc) zero(row.dc + first, count);
+  }
+}
+
 template <class Gates, class Real>
 void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, int64_t end) {
   const Shape& s = f.shape;
@@ -181,7 +196,7 @@ void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, i
   const int64_t H = s.H, blocks = blocks_of(s.cell), first_row = first_row_of(s, begin, end);
   const Panels own = panels_of(share, backward_panels<Real>(H));
   auto* rows = new BackwardRow<Real>[n];
-  BackwardStep<Real> step(f, n);
+  BackwardStep<Real> step(n);
   for (int64_t b = first; b < last; ++b) {
     BackwardRow<Real>& row = rows[b - first];
     row = {};
@@ -210,6 +225,7 @@ void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, i
     backward_step<Gates>(f, step, own);
     meet(share, end - position);
     for (int64_t k = 0; k < step.count; ++k) step.rows[k]->next = step.rows[k]->dgates;
+    if (s.resets) end_at_resets(s, share, own, t, rows);
   }
   for (int64_t b = first; share.leads() && b < last; ++b) {
     const Real* next = rows[b - first].next;
@@ -232,7 +248,7 @@ template <class Real>
 void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real* dh0) {
   const int64_t n = last - first, H = f.shape.H;
   auto* rows = new BackwardRow<Real>[n];
-  BackwardStep<Real> step(f, n);
+  BackwardStep<Real> step(n);
   step.count = n;
   for (int64_t b = first; b < last; ++b) {
     BackwardRow<Real>& row = rows[b - first];

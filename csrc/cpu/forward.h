@@ -234,6 +234,7 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
         } else {
           row.start = workspace + ((position - begin) * n + b - first) * width;
         }
+        if (is_reset(s, t, b)) row.h = row.c_prev = f.zeros;
         step.h[step.count] = row.h;
         step.rows[step.count++] = &row;
       }

@@ -18,6 +18,7 @@ struct Shape {
   bool reverse;
   const int64_t* row_offsets;  // [T], or null: dense
   const int64_t* lengths;      // [B], or null: every row is active
+  const uint8_t* resets;       // [T, B], not 0: the state is zero before the step; or null: never
 };
 
 // Row (t, b) starts at base + t * step + b * batch; packed: base + (row_offsets[t] + b) * batch.
@@ -51,6 +52,8 @@ static constexpr int64_t lean_chunks(int64_t T) { return (T + lean_chunk - 1) / 
 
 static constexpr int64_t length_of(const Shape& s, int64_t b) { return s.lengths ? s.lengths[b] : s.T; }
 
+static constexpr bool is_reset(const Shape& s, int64_t t, int64_t b) { return s.resets && s.resets[t * s.B + b]; }
+
 // The number of row (t, b), and where it begins.
 static constexpr int64_t row_number(const Shape& s, int64_t t, int64_t b) {
   return s.row_offsets ? s.row_offsets[t] + b : t * s.B + b;
@@ -76,6 +79,7 @@ struct Forward {
   const Real* table;      // tokens: [I, packed_width], row v is the packed column v of w_ih plus bias; or null
   const Real* h0;         // [B, H]
   const Real* c0;         // [B, H], LSTM
+  const Real* zeros;      // [H], the state after a reset; null without resets
   Rows<Real> y;
   Real* h_n;          // [B, H]; of a single step it may be y itself
   Real* c_n;          // [B, H], LSTM
@@ -91,6 +95,7 @@ struct Backward {
   bool packed;       // which of the two
   const Real* h0;
   const Real* c0;
+  const Real* zeros;  // [blocks * H]: the dgates of no step, and the state after a reset
   Rows<const Real> y;
   Rows<const Real> dy;  // null base: zero
   // Lean: rebuild() makes, for the rows of the chunk, what forward did not keep: `saved` where dgates will lie, and cells.

@@ -34,7 +34,7 @@ class CpuBackend(Backend):
     devices = frozenset(("cpu",))
     dtypes = frozenset((torch.float32, torch.float64))
     cells = frozenset(_CELLS)
-    features = frozenset(("bidirectional", "tokens", "packed", "lengths", "lean"))
+    features = frozenset(("bidirectional", "tokens", "packed", "lengths", "resets", "lean"))
     checks_data = True
 
     def unavailable_reason(self) -> str | None:
@@ -55,6 +55,7 @@ class CpuBackend(Backend):
             *reverse[:4],
             call.row_offsets,
             call.lengths,
+            call.resets,
             _CELLS.index(call.cell),
             call.direction,
             _concat(call.schedule, call.T),
@@ -77,6 +78,7 @@ class CpuBackend(Backend):
             *reverse[:4],
             call.row_offsets,
             call.lengths,
+            call.resets,
             y,
             saved,
             cells,
@@ -91,8 +93,8 @@ class CpuBackend(Backend):
 
 def _refuse_what_the_kernels_lack(call: Call) -> None:
     """`select` never sends these here, a call of the raw op may."""
-    if call.resets is not None or call.weights[0].w_hr is not None:
-        raise BackendError("cpu: resets and projection are not supported")
+    if call.weights[0].w_hr is not None:
+        raise BackendError("cpu: projection is not supported")
 
 
 def _concat(schedule: str, T: int) -> bool:
