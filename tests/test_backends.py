@@ -62,7 +62,9 @@ WIDE = [
     Sample("lstm", **WIDE_SIZES),
     Sample("lstm", **WIDE_SIZES, lengths="packed", D=2),
     Sample("gru", **WIDE_SIZES, tokens=True, reverse=True),
+    *(Sample(cell, **WIDE_SIZES, resets=True) for cell in ("rnn_tanh", "gru", "lstm")),
     Sample("lstm", T=90, B=66, I=12, H=160, D=2, save="lean"),
+    Sample("lstm", T=90, B=66, I=12, H=160, resets=True, save="lean"),
     Sample("gru", T=90, B=66, I=12, H=160, lengths="given", reverse=True, save="lean"),
 ]
 

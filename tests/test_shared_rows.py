@@ -21,6 +21,9 @@ SAMPLES = [
     Sample("lstm", T=300, B=1, I=20, H=203),  # more than one chunk of the input product
     Sample("gru", T=2500, B=1, I=3, H=203),  # and of dgates
     Sample("lstm", T=300, B=1, I=20, H=203, save="lean"),
+    *(Sample(cell, **SIZES, B=2, resets=True) for cell in CELLS),
+    *(Sample(cell, **SIZES, B=3, resets=True, lengths="packed", D=2) for cell in ("gru", "lstm")),
+    *(Sample(cell, T=300, B=1, I=20, H=203, resets=True, save="lean") for cell in ("gru", "lstm")),
 ]
 LOOPS = ("y", "h_n", "c_n", "dh0", "dc0")  # what the kernels write; sums over rows are torch's products
 
