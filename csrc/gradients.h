@@ -180,7 +180,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   const int64_t step_bytes = B * (gate_width + H) * int64_t(sizeof(Real));  // with the states before
   int64_t steps_per_chunk = std::max<int64_t>(1, chunk_bytes / std::max<int64_t>(1, step_bytes));
   steps_per_chunk = std::min(steps_per_chunk, T);
-  if (lean && lstm) {  // from one kept c to another
+  if (lean && lstm && steps_per_chunk < T) {  // from one kept c to another
     steps_per_chunk = std::max<int64_t>(1, steps_per_chunk / lean_chunk) * lean_chunk;
   }
   const int64_t most_rows = std::min(steps_per_chunk, T) * B;
