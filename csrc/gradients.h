@@ -177,7 +177,8 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   check_optional(g.db_ih, "db_ih", {G * H}, type);
   check_optional(g.db_hh, "db_hh", {G * H}, type);
 
-  const int64_t step_bytes = B * (gate_width + H) * int64_t(sizeof(Real));  // with the states before
+  const int64_t kept_width = gate_width + H + (lean && lstm ? H : 0);  // dgates, the state before, c
+  const int64_t step_bytes = B * kept_width * int64_t(sizeof(Real));
   int64_t steps_per_chunk = std::max<int64_t>(1, chunk_bytes / std::max<int64_t>(1, step_bytes));
   steps_per_chunk = std::min(steps_per_chunk, T);
   if (lean && lstm && steps_per_chunk < T) {  // from one kept c to another
