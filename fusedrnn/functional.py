@@ -278,7 +278,7 @@ def _layer(
     given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
     compiling = torch.compiler.is_compiling()
     direction = 2 if len(weights) == 2 else int(reverse)
-    dtype, precision = w.w_ih.dtype, float32_precision(w.w_ih)
+    dtype, precision = w.w_ih.dtype, _precision(w.w_ih)
     transformed = torch._C._are_functorch_transforms_active()
     if forward_ad._current_level >= 0 or (transformed and compiling):
         return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
@@ -323,7 +323,7 @@ def _select(backend: str, *facts) -> str:
     return dispatch.select(Problem(*facts), backend)
 
 
-def float32_precision(weight: Tensor) -> str:
+def _precision(weight: Tensor) -> str:
     """ieee or tf32, from torch's float32 setting for recurrent networks."""
     if weight.dtype != torch.float32 or not weight.is_cuda:
         return "ieee"

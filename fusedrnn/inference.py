@@ -28,16 +28,40 @@ def layers(
     bidirectional: bool, bias: bool, batch_first: bool, schedule: str, backend: str,
 ) -> Runner | None:  # fmt: skip
     """y and the last state of all layers. weights: checked, as `_flat_weights` of torch.nn."""
+    options = _options(cell, weights, I, H, bidirectional, bias, batch_first, schedule)
+    in_kind = operator.itemgetter(0, slice(1, 3) if cell == "lstm" else 1)
+    if len(weights) > (4 if bias else 2):
+        return _runner(cell, backend, options, cpu.layers, (weights,), in_kind)
+    return _runner(cell, backend, options, cpu.layer, (*weights, None, None)[:4], in_kind)
+
+
+def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
+    """The state after a step of a cell: h, or (h, c). weights: checked, the four."""
+    given = [w for w in weights if w is not None]
+    options_of_layer = _options(cell, given, given[0].shape[1], H, False, len(given) == 4, False, schedule)
+
+    def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
+        return options_of_layer(named, dtype, (1, *shape))
+
+    in_kind = operator.itemgetter(1, 2) if cell == "lstm" else operator.itemgetter(1)
+    return _runner(cell, backend, options, cpu.layer, weights, in_kind)
+
+
+def _options(
+    cell: str, weights: list[Tensor], I: int, H: int,
+    bidirectional: bool, bias: bool, batch_first: bool, schedule: str,
+) -> Callable[[str, torch.dtype, Sequence[int]], int | None]:  # fmt: skip
+    """Of a backend's name, and the dtype and sizes of x: the op's options; None where the kernels are not to run it."""
     D, each = 2 if bidirectional else 1, 4 if bias else 2
     same: dict[str, Any] = {"bias": bias, "batch_first": batch_first, "schedule": schedule}
 
-    def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
+    def options(named: str, dtype: torch.dtype, sizes: Sequence[int]) -> int | None:
         tokens = dtype == torch.int64
-        dims = len(shape) + tokens
+        dims = len(sizes) + tokens
         if dims not in (2, 3):
             return None
         unbatched = dims == 2
-        T, B = (shape[0], 1) if unbatched else reversed(shape[:2]) if batch_first else shape[:2]
+        T, B = (sizes[0], 1) if unbatched else reversed(sizes[:2]) if batch_first else sizes[:2]
         problems = [Problem(cell, "cpu", weights[0].dtype, T, B, I, H, D, tokens=tokens, **same)]
         if len(weights) > D * each:
             problems.append(Problem(cell, "cpu", weights[0].dtype, T, B, D * H, H, D, **same))
@@ -45,36 +69,13 @@ def layers(
             return None
         return cpu.options(cell, schedule, T, bias, unbatched, bidirectional, batch_first)
 
-    in_kind = operator.itemgetter(0, slice(1, 3) if cell == "lstm" else 1)
-    if len(weights) > each:
-        return _runner(cell, backend, options, cpu.layers, (weights,), in_kind)
-    return _runner(cell, backend, options, cpu.layer, (*weights, None, None)[:4], in_kind)
-
-
-def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
-    """The state after a step of a cell: h, or (h, c). weights: checked, the four."""
-    w_ih, _, b_ih, _ = weights
-    assert w_ih is not None
-    bias = b_ih is not None
-
-    def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
-        tokens = dtype == torch.int64
-        dims = len(shape) + tokens
-        if dims not in (1, 2):
-            return None
-        unbatched = dims == 1
-        I, B = w_ih.shape[1], 1 if unbatched else shape[0]
-        problem = Problem(cell, "cpu", w_ih.dtype, 1, B, I, H, tokens=tokens, bias=bias, schedule=schedule)
-        return cpu.options(cell, schedule, 1, bias, unbatched) if _on_cpu(problem, named) else None
-
-    in_kind = operator.itemgetter(1, 2) if cell == "lstm" else operator.itemgetter(1)
-    return _runner(cell, backend, options, cpu.layer, weights, in_kind)
+    return options
 
 
 def _runner(
     cell: str, backend: str, options: Callable[..., int | None], the_op: Callable, weights: Sequence, in_kind: Callable
 ) -> Runner | None:
-    """options: those of the op for x of a dtype and shape, None where the compiled kernels are not to run it."""
+    """options: as `_options` gives them."""
     if dispatch.REGISTRY["cpu"].unavailable_reason():
         return None
     op = the_op()

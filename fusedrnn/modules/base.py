@@ -73,6 +73,13 @@ class Options(nn.Module):
             return None
         return kept.runner(x, state)
 
+    def _kept_weights(self) -> tuple[Weights, ...]:
+        """Those that were checked, where they still hold; else none."""
+        if torch.compiler.is_compiling():  # a compiler would guard on what is kept
+            return ()
+        parameters, weights, _ = self._kept
+        return weights if same(parameters, self._parameters.values()) else ()
+
     def _set_options(self, **options) -> None:
         check_options(options["backend"], options["schedule"], options.get("memory", "full"))
         for name, value in options.items():

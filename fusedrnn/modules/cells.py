@@ -46,11 +46,9 @@ class _Cell(Options, nn.RNNCellBase):
 
         RuntimeError where they do not fit together. Kept, for as long as the very same parameters are there.
         """
+        if weights := self._kept_weights():
+            return weights
         held = self._parameters.values()
-        if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
-            parameters, weights, _ = self._kept
-            if weights and same(parameters, held):
-                return weights
         weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
         if misfit := checks.weights(cell, weights, 1):
             raise RuntimeError(misfit)

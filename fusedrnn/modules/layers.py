@@ -146,10 +146,8 @@ class _Recurrent(Options, RNNBase):
 
     def _checked_weights(self) -> tuple[Weights, ...] | None:
         """What `_weights` kept; else None, and _flat_weights is up to date."""
-        if not torch.compiler.is_compiling():  # a compiler would guard on what is kept
-            parameters, weights, _ = self._kept
-            if weights and same(parameters, self._parameters.values()):
-                return weights
+        if weights := self._kept_weights():
+            return weights
         self._update_flat_weights()
         return None
 
