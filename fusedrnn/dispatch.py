@@ -18,7 +18,7 @@ _TORCH = TorchBackend()
 REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), _TORCH, ReferenceBackend())}
 
 _environment = os.environ.get("FUSEDRNN_BACKEND", "")
-_default = ""  # what the innermost use_backend names
+default = ""  # what the innermost use_backend names
 
 
 @contextlib.contextmanager
@@ -27,13 +27,13 @@ def use_backend(name: str) -> Iterator[None]:
 
     Like torch.backends' flags it holds for the whole process, and compiled code is guarded on it.
     """
-    global _default
+    global default
     check_backend(name)
-    before, _default = _default, name
+    before, default = default, name
     try:
         yield
     finally:
-        _default = before
+        default = before
 
 
 def check_backend(name: str) -> None:
@@ -63,7 +63,7 @@ def requested(backend: str) -> str:
     """`backend`; where that is "auto", what `use_backend` or else FUSEDRNN_BACKEND, when it was imported, names."""
     if backend != "auto":
         return backend
-    return _default or _environment or "auto"
+    return default or _environment or "auto"
 
 
 def preference(problem: Problem) -> tuple[str, ...]:

@@ -4,53 +4,118 @@ A step of a cell, or of a decoder that makes a token at a time, takes as long as
 `functional.run` takes 40 on top of that. So what a module's options decide is decided once, and what its arguments
 decide once for each shape. What the op does not run, and what does not fit, is left to the long way, which also knows
 what to say about it.
+
+The weights that were read have pushed Python out of the processor's caches, so that a function is fetched from memory
+again in each call: `run` is one function for that reason, and asks others only where there is no other way.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _is_any_autocast_enabled
+from torch.autograd import forward_ad
 
 from fusedrnn import dispatch
 from fusedrnn.backends import cpu
 from fusedrnn.backends.base import BackendError, Problem
+from fusedrnn.ops import anything_listens
 
-Runner = Callable[[Any, Any], Any]  # (x, state) -> what forward returns; None: the long way
+Options = Callable[[str, torch.dtype, Sequence[int]], int | None]
+
+
+class Plan(NamedTuple):
+    """What a module's options and weights decide."""
+
+    op: Callable | None = None  # None: there is only the long way
+    operands: Sequence[Any] = ()  # the weights, as the op takes them
+    hows: Mapping[tuple[str, torch.dtype, torch.Size], int | None] = {}
+    lstm: bool = False
+    step: bool = False  # of a cell
+
+
+class Hows(dict):
+    """The options of the op, None where the kernels are not to run it, of dispatch.default, and x's dtype and shape."""
+
+    def __init__(self, backend: str, options: Options) -> None:
+        self._backend, self._options = backend, options
+
+    def __missing__(self, of: tuple[str, torch.dtype, torch.Size]) -> int | None:
+        if len(self) == 256:
+            self.clear()
+        _, dtype, shape = of
+        self[of] = how = self._options(dispatch.requested(self._backend), dtype, shape)
+        return how
+
+
+def run(module: Any, x: Any, state: Any) -> Any:
+    """What `module.forward` returns, where nobody wants a gradient or a cast, or to see the op; None: the long way."""
+    if is_grad_enabled() or anything_listens() or _is_any_autocast_enabled() or forward_ad._current_level >= 0:
+        return None
+    parameters, _, op, operands, hows, lstm, step = module._kept
+    held = module._parameters
+    if op is None or len(held) != len(parameters) or not all(map(is_, parameters, held.values())):
+        return None
+    if type(x) is not Tensor:
+        return None
+    h, c = state, None
+    if state is not None:
+        if lstm:
+            if type(state) is not tuple or len(state) != 2:
+                return None
+            h, c = state
+            if type(c) is not Tensor:
+                return None
+        if type(h) is not Tensor:
+            return None
+    how = hows[dispatch.default, x.dtype, x.shape]
+    if how is None:
+        return None
+    try:
+        y, h, c = op(x, h, c, how, *operands)
+    except RuntimeError:
+        return None
+    if lstm:
+        h = (h, c)
+    return h if step else (y, h)
 
 
 def layers(
     cell: str, weights: list[Tensor], I: int, H: int, *,
     bidirectional: bool, bias: bool, batch_first: bool, schedule: str, backend: str,
-) -> Runner | None:  # fmt: skip
+) -> Plan:  # fmt: skip
     """y and the last state of all layers. weights: checked, as `_flat_weights` of torch.nn."""
-    options = _options(cell, weights, I, H, bidirectional, bias, batch_first, schedule)
-    in_kind = operator.itemgetter(0, slice(1, 3) if cell == "lstm" else 1)
+    hows = Hows(backend, _options(cell, weights, I, H, bidirectional, bias, batch_first, schedule))
     if len(weights) > (4 if bias else 2):
-        return _runner(cell, backend, options, cpu.layers, (weights,), in_kind)
-    return _runner(cell, backend, options, cpu.layer, (*weights, None, None)[:4], in_kind)
+        return _plan(cell, cpu.layers, (weights,), hows)
+    return _plan(cell, cpu.layer, (*weights, None, None)[:4], hows)
 
 
-def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Runner | None:
+def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Plan:
     """The state after a step of a cell: h, or (h, c). weights: checked, the four."""
     given = [w for w in weights if w is not None]
     options_of_layer = _options(cell, given, given[0].shape[1], H, False, len(given) == 4, False, schedule)
 
-    def options(named: str, dtype: torch.dtype, shape: torch.Size) -> int | None:
+    def options(named: str, dtype: torch.dtype, shape: Sequence[int]) -> int | None:
         return options_of_layer(named, dtype, (1, *shape))
 
-    in_kind = operator.itemgetter(1, 2) if cell == "lstm" else operator.itemgetter(1)
-    return _runner(cell, backend, options, cpu.layer, weights, in_kind)
+    return _plan(cell, cpu.layer, weights, Hows(backend, options), step=True)
+
+
+def _plan(cell: str, op: Callable, weights: Sequence[Any], hows: Hows, step: bool = False) -> Plan:
+    if dispatch.REGISTRY["cpu"].unavailable_reason():
+        return Plan()
+    return Plan(op(), weights, hows, cell == "lstm", step)
 
 
 def _options(
     cell: str, weights: list[Tensor], I: int, H: int,
     bidirectional: bool, bias: bool, batch_first: bool, schedule: str,
-) -> Callable[[str, torch.dtype, Sequence[int]], int | None]:  # fmt: skip
+) -> Options:  # fmt: skip
     """Of a backend's name, and the dtype and sizes of x: the op's options; None where the kernels are not to run it."""
     D, each = 2 if bidirectional else 1, 4 if bias else 2
     same: dict[str, Any] = {"bias": bias, "batch_first": batch_first, "schedule": schedule}
@@ -70,37 +135,6 @@ def _options(
         return cpu.options(cell, schedule, T, bias, unbatched, bidirectional, batch_first)
 
     return options
-
-
-def _runner(
-    cell: str, backend: str, options: Callable[..., int | None], the_op: Callable, weights: Sequence, in_kind: Callable
-) -> Runner | None:
-    """options: as `_options` gives them."""
-    if dispatch.REGISTRY["cpu"].unavailable_reason():
-        return None
-    op = the_op()
-    options_of = functools.lru_cache(maxsize=256)(options)
-    lstm = cell == "lstm"
-
-    def run(x, state):
-        if type(x) is not Tensor or not x.is_cpu:
-            return None
-        h, c = state, None
-        if lstm and state is not None:
-            if type(state) is not tuple or len(state) != 2:
-                return None
-            h, c = state
-        if state is not None and (type(h) is not Tensor or (lstm and type(c) is not Tensor)):
-            return None
-        how = options_of(dispatch.requested(backend), x.dtype, x.shape)
-        if how is None:
-            return None
-        try:
-            return in_kind(op(x, h, c, how, *weights))
-        except RuntimeError:
-            return None
-
-    return run
 
 
 def _on_cpu(problem: Problem, backend: str) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import _profiler_enabled
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from fusedrnn.call import Call, Weights
 from fusedrnn.cells import OPS
@@ -208,7 +208,7 @@ def is_observed(arguments) -> bool:
 def anything_listens() -> bool:
     """Whether a compiler, a transform, a tracer, a profiler or a dispatch mode is to see the op."""
     return (
-        is_compiling()
+        is_dynamo_compiling()
         or _are_functorch_transforms_active()
         or _len_torch_dispatch_stack() > 0
         or _get_tracing_state() is not None

@@ -96,22 +96,30 @@ struct StepRows {
   ForwardRow<Real>** rows;
 };
 
-// As accumulate() with a panel of w [G*H, K] as it lies. GRU: the products of h and W_hn have a slot of their own.
+// As accumulate() with a panel of w [G*H, K] as it lies: the gates of a unit at once, each a stream that the processor reads
+// ahead. GRU: the products of h and W_hn have a slot of their own.
 template <class Real>
 void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t count, const Real* const* in, int64_t K,
                          const Real* w, Real* const* out) {
   constexpr int W = lanes_of<Real>;
-  for_slots<Real>(s.cell, s.H, panel, [&](int slot, int64_t row, int lanes) {
-    const int to = hidden && s.cell == Cell::gru && slot == 2 ? 3 : slot;
-    for (int64_t r = 0; r < count; ++r) {
-      for (int u = 0; u < lanes; u += dots_at_once) {
-        const int some = int(minimum(dots_at_once, lanes - u));
-        Real sums[dots_at_once];
-        dots(in[r], w + (row + u) * K, K, some, sums);
-        for (int j = 0; j < some; ++j) out[r][to * W + u + j] += sums[j];
+  for (int u = 0; u < W; ++u) {
+    const Real* rows[vectors_per_panel];
+    int to[vectors_per_panel], some = 0;
+    for_slots<Real>(s.cell, s.H, panel, [&](int slot, int64_t row, int lanes) {
+      if (u >= lanes) return;
+      rows[some] = w + (row + u) * K;
+      to[some++] = (hidden && s.cell == Cell::gru && slot == 2 ? 3 : slot) * W + u;
+    });
+    if (some == 0) return;
+    with_vectors(some, [&](auto slots) {
+      constexpr int N = decltype(slots)::count;
+      for (int64_t r = 0; r < count; ++r) {
+        Real sums[N];
+        dots<N>(in[r], rows, K, sums);
+        for (int n = 0; n < N; ++n) out[r][to[n]] += sums[n];
       }
-    }
-  });
+    });
+  }
 }
 
 template <class Gates, class Real>

@@ -105,32 +105,27 @@ FUSEDRNN_INLINE void with_vectors(int count, F f) {
   f(Slots<0>{});
 }
 
-// out[u] = sum over k of x[k] * w[u * K + k] for u of a group of four: the weights as they lie, read once.
-constexpr int dots_at_once = 4;
-
-template <class Real>
-FUSEDRNN_INLINE void dots(const Real* x, const Real* w, int64_t K, int count, Real* out) {
+// out[n] = sum over k of x[k] * rows[n][k] for N rows.
+template <int N, class Real>
+FUSEDRNN_INLINE void dots(const Real* x, const Real* const* rows, int64_t K, Real* out) {
   constexpr int W = lanes_of<Real>;
-  Vector<Real> acc[dots_at_once] = {};
-  const Real* rows[dots_at_once];
-#pragma GCC unroll 4
-  for (int u = 0; u < dots_at_once; ++u) rows[u] = w + minimum(u, count - 1) * K;
+  Vector<Real> acc[N] = {};
   int64_t k = 0;
 #pragma GCC unroll 1
   for (; k + W <= K; k += W) {
     const Vector<Real> xs = load(x + k);
 #pragma GCC unroll 4
-    for (int u = 0; u < dots_at_once; ++u) acc[u] = fma(xs, load(rows[u] + k), acc[u]);
+    for (int n = 0; n < N; ++n) acc[n] = fma(xs, load(rows[n] + k), acc[n]);
   }
   if (k < K) {
     const Vector<Real> xs = load(x + k, int(K - k));
 #pragma GCC unroll 4
-    for (int u = 0; u < dots_at_once; ++u) acc[u] = fma(xs, load(rows[u] + k, int(K - k)), acc[u]);
+    for (int n = 0; n < N; ++n) acc[n] = fma(xs, load(rows[n] + k, int(K - k)), acc[n]);
   }
-  for (int u = 0; u < count; ++u) {
+  for (int n = 0; n < N; ++n) {
     Real sum = 0;
-    for (int lane = 0; lane < W; ++lane) sum += acc[u][lane];
-    out[u] = sum;
+    for (int lane = 0; lane < W; ++lane) sum += acc[n][lane];
+    out[n] = sum;
   }
 }
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, is_grad_enabled, nn
-from torch._C import _is_any_autocast_enabled
-from torch.autograd import forward_ad
+from torch import Tensor, nn
 
-from fusedrnn import checks, dispatch, functional, inference
+from fusedrnn import checks, dispatch, functional
 from fusedrnn.call import Weights
-from fusedrnn.ops import anything_listens
 
 NO_ROWS = functional.Rows()
 
@@ -23,7 +20,11 @@ class Kept(NamedTuple):
 
     parameters: list[Any]
     weights: tuple[Weights, ...]  # checked
-    runner: inference.Runner | None
+    op: Callable | None = None  # this and what follows: inference.Plan, without another look for it
+    operands: Sequence[Any] = ()
+    hows: Mapping = {}
+    lstm: bool = False
+    step: bool = False
 
 
 class Options(nn.Module):
@@ -32,7 +33,7 @@ class Options(nn.Module):
     backend = "auto"
     schedule = "auto"
     stock: type[nn.Module]  # the class of torch.nn that this one stands in for
-    _kept = Kept([], (), None)
+    _kept = Kept([], ())
 
     @classmethod
     def from_torch(cls, module: nn.Module, *, backend: str = "auto", schedule: str = "auto") -> Self:
@@ -60,25 +61,12 @@ class Options(nn.Module):
         made.__dict__.update((name, value) for name, value in self.__dict__.items() if name not in _OURS)
         return made
 
-    def _inferred(self, x, state):
-        """What forward returns, by one op, where nobody wants a gradient or a cast, or to see the op; else None."""
-        if (
-            is_grad_enabled()
-            or anything_listens()
-            or _is_any_autocast_enabled()
-            or forward_ad._current_level >= 0
-            or (kept := self._kept).runner is None
-            or not same(kept.parameters, self._parameters.values())
-        ):
-            return None
-        return kept.runner(x, state)
-
     def _kept_weights(self) -> tuple[Weights, ...]:
         """Those that were checked, where they still hold; else none."""
         if torch.compiler.is_compiling():  # a compiler would guard on what is kept
             return ()
-        parameters, weights, _ = self._kept
-        return weights if same(parameters, self._parameters.values()) else ()
+        kept = self._kept
+        return kept.weights if same(kept.parameters, self._parameters.values()) else ()
 
     def _set_options(self, **options) -> None:
         check_options(options["backend"], options["schedule"], options.get("memory", "full"))
@@ -111,7 +99,7 @@ def check_options(backend: str, schedule: str, memory: str = "full") -> None:
         raise ValueError(misfit)
 
 
-# What a runner depends on beside the parameters and their sizes.
+# What a plan depends on beside the parameters and their sizes.
 _DECIDING = frozenset(
     ("backend", "schedule", "reset_after", "mode", "nonlinearity", "batch_first", "dropout", "training")
 )

@@ -42,7 +42,7 @@ class _Recurrent(Options, RNNBase):
         past which y is zero and the state stays; resets, bool [T, B] ([B, T] with batch_first), where true the state
         returns to zero before that step. ValueError where they do not fit.
         """
-        if lengths is None and resets is None and (found := self._inferred(input, hx)) is not None:
+        if lengths is None and resets is None and (found := inference.run(self, input, hx)) is not None:
             return found
         weights = self._checked_weights()
         rows = NO_ROWS if lengths is None and resets is None else functional.Rows(None, lengths, resets)
@@ -172,13 +172,13 @@ class _Recurrent(Options, RNNBase):
         plain = all(type(w) is nn.Parameter for w in flat)  # not what a transform puts in their place
         if plain and same(flat, self._parameters.values()) and not torch.compiler.is_compiling():
             parameters = list(flat)
-            self._kept = Kept(parameters, weights, self._runner(parameters))
+            self._kept = Kept(parameters, weights, *self._plan(parameters))
         return weights
 
-    def _runner(self, parameters: list[Tensor]) -> inference.Runner | None:
+    def _plan(self, parameters: list[Tensor]) -> inference.Plan:
         """The short way without gradients, where there is one."""
         if self._apart or self.proj_size or (self.dropout and self.training):
-            return None
+            return inference.Plan()
         return inference.layers(
             self.cell, parameters, self.input_size, self.hidden_size, bidirectional=self.bidirectional, bias=self.bias,
             batch_first=self.batch_first, schedule=self.schedule, backend=self.backend,
