@@ -13,7 +13,7 @@ OUT ?= runs/timemachine
 CHECK_RUN := build/train-check
 CXX_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help train test bench gpu build wheel format lint types train-check pytest clean
+.PHONY: help train test bench gpu aot build wheel format lint types train-check pytest clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -35,6 +35,9 @@ gpu: ## measure the GPU, with a python3 that has torch; RESULTS=folder, MINUTES=
 	    echo "$(PYTHON) has no torch: name another with make gpu PYTHON=..., or make build sets one up" >&2; exit 2; }; \
 	$$python -m benchmarks.gpu $(if $(RESULTS),--results '$(RESULTS)') $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(DRY),--dry)
+
+aot: build ## compile every Triton kernel for sm_80, sm_90 and sm_100: registers, spills, shared memory
+	$(BIN)/python -m benchmarks.aot
 
 build: $(READY) ## set up, and compile what has changed in csrc
 	@$(BIN)/python setup.py -q build_ext --inplace

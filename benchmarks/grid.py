@@ -164,6 +164,7 @@ def our_sides(problem: Problem) -> list[str]:
     `reference` is the yardstick and no rival."""
     size, found = problem.sizes, ["auto"]
     asked = {"D": problem.directions, "packed": problem.layout == "packed"}
+    asked |= {"precision": "tf32" if problem.precision == "tf32" else "ieee"}
     facts = Facts(problem.spec.name, problem.device, problem.dtype, size.T, size.B, size.I, size.H, **asked)
     for name, backend in REGISTRY.items():
         if name != "reference" and not backend.not_supported_reasons(facts):

@@ -13,9 +13,10 @@ from fusedrnn.backends.base import Backend, BackendError, Problem
 from fusedrnn.backends.cpu import CpuBackend
 from fusedrnn.backends.reference import ReferenceBackend
 from fusedrnn.backends.torch import TorchBackend
+from fusedrnn.backends.triton import TritonBackend
 
 _TORCH = TorchBackend()
-REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), _TORCH, ReferenceBackend())}
+REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TritonBackend(), _TORCH, ReferenceBackend())}
 
 _environment = os.environ.get("FUSEDRNN_BACKEND", "")
 default = ""  # what the innermost use_backend names
@@ -69,7 +70,7 @@ def requested(backend: str) -> str:
 def preference(problem: Problem) -> tuple[str, ...]:
     """Backends from the fastest to the slowest, as measured on this kind of device (benchmarks/NOTES.md)."""
     if problem.device == "cuda":
-        return ("torch", "reference")
+        return ("torch", "triton", "reference")
     if _TORCH.faster_than_cpu_kernel(problem):
         return ("torch", "cpu", "reference")
     return ("cpu", "torch", "reference")

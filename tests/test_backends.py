@@ -211,7 +211,7 @@ def test_a_named_backend_is_taken_or_refused_with_every_reason():
     assert str(error.value).startswith("backend 'torch' cannot run lstm float16 T=3 B=2 I=4 H=5 on cpu. ")
     for name in REGISTRY:
         assert f"{name}: " in str(error.value)
-    with pytest.raises(ValueError, match="expected one of auto, cpu, torch, reference, got 'cudnn'"):
+    with pytest.raises(ValueError, match="expected one of auto, cpu, triton, torch, reference, got 'cudnn'"):
         select(half, "cudnn")
     with pytest.raises(BackendError, match=r"no backend can run lstm bfloat16 .* on tpu"):
         select(Problem("lstm", "tpu", torch.bfloat16, T=3, B=2, I=4, H=5))

@@ -30,7 +30,7 @@ LAYERS = [
     {"dispatch"},
     {"backends"},
     {"backends.base"},
-    {"kernels", "_extension", "reference", "checks"},
+    {"kernels", "_extension", "reference", "gradients", "checks"},
     {"call", "states"},
     {"cells"},
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedrnn import reference
+from fusedrnn import gradients, reference
 from fusedrnn.backends.base import Backend, Outputs, Problem
 from fusedrnn.call import Call
 from fusedrnn.cells import state_dtype
@@ -143,23 +143,13 @@ class _Direction:
 
     def weight_gradients(self, dgates_x, dgates_h, dw_hr) -> list[Tensor | None]:
         """dW_ih, dW_hh, db_ih, db_hh, dW_hr: large GEMMs and sums over all rows."""
-        call, w = self.call, self.weights
-        gx, gh = dgates_x.flatten(0, 1), dgates_h.flatten(0, 1)
-        if call.tokens:
-            onehot_sum = gx.new_zeros(call.I, gx.shape[1])
-            dw_ih = onehot_sum.index_add_(0, self.rows.grid(call.x).flatten(), gx).t().contiguous()
-        else:
-            x = self.rows.grid(call.x).to(self.dtype)
+        call = self.call
+        x = self.rows.grid(call.x)
+        if not call.tokens:
+            x = x.to(self.dtype)
             if self.rows.active is not None:
                 x = torch.where(self.rows.active[..., None], x, torch.zeros_like(x))
-            dw_ih = gx.t() @ x.flatten(0, 1)
-        h_prev = self.h_prev.flatten(0, 1)
-        if call.cell == "gru_reset_before":
-            H = call.H
-            dw_hh = torch.cat((gh[:, : 2 * H].t() @ h_prev, gh[:, 2 * H :].t() @ self.reset_h.flatten(0, 1)))
-        else:
-            dw_hh = gh.t() @ h_prev
-        grads = [dw_ih, dw_hh, None, None, dw_hr]
-        if w.b_ih is not None:
-            grads[2], grads[3] = gx.sum(0), gh.sum(0)
+        reset_h = self.reset_h.flatten(0, 1) if call.cell == "gru_reset_before" else None
+        rows = (t.flatten(0, 1) for t in (x, dgates_x, dgates_h, self.h_prev))
+        grads = (*gradients.of_weights(call, *rows, reset_h), dw_hr)
         return [None if g is None else g.to(call.dtype) for g in grads]

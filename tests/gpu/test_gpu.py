@@ -25,6 +25,8 @@ SIZES = (
     dict(T=9, B=3, I=4, H=11, reverse=True),
     dict(T=8, B=3, I=5, H=19, D=2, bias=False),
     dict(T=31, B=9, I=20, H=37, D=2, lengths="packed"),
+    dict(T=11, B=4, I=27, H=20, tokens=True, D=2, batch_first=True),
+    dict(T=9, B=5, I=6, H=18, D=2, resets=True, lengths="given"),
     dict(T=7, B=66, I=12, H=64),
 )
 WIDE = [Sample(cell, T=20, B=16, I=128, H=256) for cell in ("rnn_tanh", "gru", "lstm")]

@@ -1,0 +1,148 @@
+"""The Triton kernels under Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 pytest tests/interpreted.py
+
+test_triton.py runs it in a process of its own, because Triton asks for the interpreter when it is imported. In here
+products of bf16 are wrong, there is no TF32, and programs run one after another: what that hides, and races between
+the threads of a program, only a GPU can show (tests marked gpu).
+"""
+
+import pytest
+import torch
+from problems import Sample, assert_close_to_float64, assert_equal, backward, cases, forward, inputs_of, run
+from torch.nn.utils.rnn import pack_sequence
+
+import fusedrnn
+from fusedrnn.backends import triton as backend
+from fusedrnn.backends.base import Problem
+from fusedrnn.cells import CELLS
+from fusedrnn.dispatch import REGISTRY, explain, select
+from fusedrnn.kernels import cells as kernels
+
+assert backend.INTERPRETED, "run with TRITON_INTERPRET=1"
+
+SIZES = (
+    dict(T=1, B=1, I=1, H=1),
+    dict(T=6, B=0, I=3, H=5),
+    dict(T=3, B=17, I=5, H=33),  # two programs, the second with one row
+    dict(T=2, B=3, I=12, H=64),
+    dict(T=5, B=3, I=7, H=15, saturating=True),
+    dict(T=4, B=5, I=6, H=18, strided=True),
+    dict(T=4, B=3, I=4, H=11, reverse=True),
+    dict(T=4, B=3, I=5, H=19, D=2, bias=False, batch_first=True),
+    dict(T=5, B=4, I=27, H=20, tokens=True, D=2, lengths="packed"),
+    dict(T=4, B=4, I=27, H=20, tokens=True, D=2, resets=True, batch_first=True),
+    dict(T=5, B=5, I=6, H=18, D=2, resets=True, lengths="given"),
+    dict(T=5, B=4, I=6, H=18, D=2, resets=True, lengths="packed"),
+)
+SAMPLES = [Sample(cell, **size) for cell in CELLS for size in SIZES]
+ONE_OF_EACH = [Sample(cell, **SIZES[k]) for cell in CELLS for k in (7, 8)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill what torch.empty returns with NaN, so that an element no kernel writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, SAMPLES))
+def test_float32_error_is_at_most_twice_that_of_torch(sample, name):
+    assert_close_to_float64(sample, name, torch.float32, draws=8 if sample.saturating else 2)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
+def test_forward_of_one_backend_with_backward_of_another(sample, name):
+    want = run(sample, "reference", torch.float32)
+    assert_equal(run(sample, name, torch.float32, backward_on="reference"), want, 2e-6)
+    assert_equal(run(sample, "reference", torch.float32, backward_on=name), want, 2e-6)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
+def test_results_repeat_and_saving_changes_no_output(sample, name):
+    assert_equal(run(sample, name, torch.float32), run(sample, name, torch.float32))
+    without, kept = (forward(sample.keeping(save).call(torch.float32), name)[:3] for save in ("none", "full"))
+    assert all(map(torch.equal, without, kept))
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH[::2]))
+def test_absent_and_expanded_cotangents_and_single_gradients(sample, name):
+    call = sample.call(torch.float32)
+    outputs = forward(call, name)
+    absent, zeros = call.h0.new_empty(0), [torch.zeros_like(out) for out in outputs[:3]]
+    for k in range(CELLS[call.cell].states + 1):
+        one = torch.ones(()).expand(outputs[k].shape)
+        sparse, dense = [absent] * 3, list(zeros)
+        sparse[k], dense[k] = one, one.clone()
+        found, want = (backward(call, name, given, outputs) for given in (sparse, dense))
+        assert all(map(torch.equal, found, want))
+    for k, tensor in enumerate(inputs_of(call)):
+        if tensor is not None and tensor.is_floating_point():
+            grads = backward(call, name, dense, outputs, 1 << k)
+            assert torch.equal(grads[k], want[k])
+            assert all(grad.shape == (0,) for j, grad in enumerate(grads) if j != k)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
+def test_inputs_are_not_written_and_outputs_share_no_memory(sample, name):
+    call = sample.call(torch.float32)
+    outputs = forward(call, name)
+    inputs = [t for t in (*inputs_of(call), *outputs) if t is not None]
+    before = [t.clone() for t in inputs]
+    grads = backward(call, name, sample.cotangents(outputs[:3]), outputs)
+    assert all(map(torch.equal, inputs, before))
+    storages = [t.untyped_storage().data_ptr() for t in (*inputs, *grads) if t.numel()]
+    assert len(storages) == len(set(storages))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_modules_train_on_it(name, packed):
+    torch.manual_seed(0)
+    ours = getattr(fusedrnn, name)(5, 7, num_layers=2, bidirectional=True, backend="triton")
+    stock = ours.to_torch()
+    x = torch.randn(4, 3, 5)
+    given = pack_sequence([x[:4, 0], x[:2, 1], x[:1, 2]]) if packed else x
+    found, want = [], []
+    for module, into in ((ours, found), (stock, want)):
+        y, state = module(given)
+        y = y.data if packed else y
+        loss = y.square().sum() + sum(s.sum() for s in (state if isinstance(state, tuple) else (state,)))
+        into += [y, *torch.autograd.grad(loss, list(module.parameters()))]
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the branch that an infinite argument does not take
+def test_tanh_and_sigmoid_saturate_keep_nan_and_are_precise():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def both(x, t, s, SIZE: tl.constexpr):
+        at = tl.arange(0, SIZE)
+        value = tl.load(x + at)
+        tl.store(t + at, kernels.tanh(value))
+        tl.store(s + at, kernels.sigmoid(value))
+
+    magnitudes = torch.logspace(-6, 2.5, 2044)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-38, 0.625, 0.6249999])
+    x = torch.cat((magnitudes, -magnitudes, special))
+    t, s = torch.empty_like(x), torch.empty_like(x)
+    both[(1,)](x, t, s, SIZE=len(x))
+    for got, exact in ((t, x.double().tanh()), (s, x.double().sigmoid())):
+        assert torch.equal(got.isnan(), exact.isnan())
+        known = ~exact.isnan()
+        ulp = torch.nextafter(got, got + 1)[known].double() - got[known].double()
+        assert ((got[known].double() - exact[known]).abs() <= 3 * ulp.clamp(min=2**-149)).all()
+    assert torch.equal(t[x.abs() > 10], x[x.abs() > 10].sign()) and torch.signbit(t[x == 0]).tolist() == [False, True]
+
+
+def test_it_takes_cpu_tensors_only_where_it_is_named():
+    problem = Problem("gru", "cpu", torch.float32, T=3, B=2, I=4, H=5)
+    assert select(problem) == "cpu" and select(problem, "triton") == "triton"
+    assert explain(problem, "triton").startswith("gru float32 T=3 B=2 I=4 H=5 on cpu: triton, schedule hoisted")
+
+
+def test_tokens_outside_the_vocabulary_are_refused():
+    call = Sample("gru", T=2, B=1, I=3, H=4, tokens=True).call(torch.float32)
+    with pytest.raises(RuntimeError, match="token outside the vocabulary"):
+        REGISTRY["triton"].forward(call._replace(x=call.x + 3))
