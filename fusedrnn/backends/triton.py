@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,17 +83,16 @@ class TritonBackend(Backend):
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
         with _launch(call):
             pre = _input_gates(call)
-            w_hh, b_hn = _stacked(call, "w_hh"), _stacked(call, "b_hh")
-            if b_hn is not None:
-                b_hn = b_hn[:, 2 * call.H :].contiguous()
+            w_hh = _stacked([w.w_hh for w in call.weights])
+            biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
             pre_strides = (0, pre.stride(0)) if call.tokens else _strides(call, pre)
             h0 = call.h0.contiguous()
             forward[_grid(call)](
-                pre, call.x, w_hh, _or(b_hn, w_hh), h0, _or(call.c0, h0).contiguous(),
+                pre, call.x, w_hh, _stacked(biases) if biases else w_hh, h0, _or(call.c0, h0).contiguous(),
                 y, h_n, c_n, saved, cells, *_places(call),
                 call.T, call.B, call.R, call.H, *pre_strides, *_strides(call, call.x), *_strides(call, y),
                 *_reset_strides(call),
-                **_constants(call), TOKENS=call.tokens, SAVE=call.save == "full", BIAS=b_hn is not None,
+                **_constants(call), TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bool(biases),
             )  # fmt: skip
         return outputs
 
@@ -104,13 +104,14 @@ class TritonBackend(Backend):
         dgates, before = like.new_empty(D, R, G * H), like.new_empty(D, R, H)
         dgates_h = torch.empty_like(dgates) if call.cell == "gru" else dgates
         reset_h = torch.empty_like(before) if call.cell == "gru_reset_before" else before
-        h0 = call.h0.contiguous()
+        y = y if y.stride(-1) == 1 else y.contiguous()
+        w_hh, h0 = _stacked([w.w_hh for w in call.weights]), call.h0.contiguous()
         dh0 = torch.empty_like(h0)
         dc0 = torch.empty_like(h0) if call.c0 is not None else None
         with _launch(call):
             backward[_grid(call)](
-                _or(dy, y), _or(dh_n, h0).contiguous(), _or(dc_n, h0).contiguous(), _stacked(call, "w_hh"),
-                h0, _or(call.c0, h0).contiguous(), y, saved, cells, *_places(call),
+                _or(dy, y), _or(dh_n, h0).contiguous(), _or(dc_n, h0).contiguous(), w_hh, h0,
+                _or(call.c0, h0).contiguous(), y, saved.contiguous(), cells.contiguous(), *_places(call),
                 dgates, dgates_h, before, reset_h, dh0, _or(dc0, h0),
                 call.T, call.B, R, H, *_strides(call, y), *_strides(call, _or(dy, y)), _or(dy, y).stride(-1),
                 *_reset_strides(call),
@@ -134,7 +135,8 @@ def _shared_memory(device: str) -> int:
     """Bytes a program may have; of the interpreter, and of a GPU that is not here, as many as an H100."""
     if device != "cuda" or not torch.cuda.is_available():
         return SHARED_OF_H100
-    return torch.cuda.get_device_properties().shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties()
+    return properties.shared_memory_per_block_optin
 
 
 def _checked(call: Call) -> Call:
@@ -182,12 +184,9 @@ def _reset_strides(call: Call) -> tuple[int, int]:
     return (0, 0) if call.resets is None else (call.resets.stride(0), call.resets.stride(1))
 
 
-def _stacked(call: Call, name: str) -> Tensor | None:
-    """[D, ...] of one weight of each direction."""
-    given = [getattr(w, name) for w in call.weights]
-    if given[0] is None:
-        return None
-    return torch.stack(given) if len(given) == 2 else given[0].contiguous().unsqueeze(0)
+def _stacked(of_directions: list[Tensor]) -> Tensor:
+    """[D, ...]; without a copy of one direction alone."""
+    return of_directions[0].contiguous().unsqueeze(0) if len(of_directions) == 1 else torch.stack(of_directions)
 
 
 def _input_gates(call: Call) -> Tensor:
