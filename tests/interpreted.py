@@ -111,6 +111,20 @@ def test_modules_train_on_it(name, packed):
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_a_gradient_for_each_sample(name):
+    ours = getattr(fusedrnn, name)(5, 7, backend="triton")
+    parameters, x = dict(ours.named_parameters()), torch.randn(3, 4, 2, 5)
+
+    def loss(module):
+        return lambda weights, x: torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss(ours)), in_dims=(None, 0))(parameters, x)
+    want = [torch.autograd.grad(loss(ours.to_torch())(parameters, one), list(parameters.values())) for one in x]
+    for k, name in enumerate(parameters):
+        torch.testing.assert_close(found[name], torch.stack([grads[k] for grads in want]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")  # of the branch that an infinite argument does not take
 def test_tanh_and_sigmoid_saturate_keep_nan_and_are_precise():
     import triton

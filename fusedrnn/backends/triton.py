@@ -120,6 +120,9 @@ class TritonBackend(Backend):
             grads: list[Tensor | None] = [_input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
             x = _rows(call)
             for d in range(D):
+                if not wanted >> 3 + 5 * d & 31:
+                    grads += [None] * 5
+                    continue
                 of_reset = reset_h[d] if call.cell == "gru_reset_before" else None
                 grads += (*gradients.of_weights(call, x, dgates[d], dgates_h[d], before[d], of_reset), None)
         return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
@@ -227,8 +230,8 @@ def _rows(call: Call) -> Tensor:
 def _input_gradient(call: Call, dgates: Tensor) -> Tensor:
     """dgates W_ih, both directions in one product."""
     both = dgates[0] if call.D == 1 else torch.cat(tuple(dgates), -1)
-    dx = both @ torch.cat([w.w_ih for w in call.weights])
-    return call.new_rows(call.I).copy_(dx.view(call.x.shape))
+    dx = (both @ torch.cat([w.w_ih for w in call.weights])).view(call.x.shape)
+    return call.new_rows(call.I).copy_(dx) if call.batch_first else dx
 
 
 @contextlib.contextmanager
