@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fusedrnn.backends.triton import BLOCK_B, LAUNCH, MOST_UNITS, block_of, limit_of
+from fusedrnn.backends.triton import BLOCK_B, LAUNCH, MOST_INPUTS, MOST_UNITS, block_of, limit_of
 from fusedrnn.cells import CELLS
 from fusedrnn.kernels.backward import backward
 from fusedrnn.kernels.forward import forward
@@ -30,7 +30,7 @@ MOST_REGISTERS = 255  # a thread can address
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 KERNELS = {"forward": forward, "backward": backward}
 _INTEGERS = ("row_offsets", "lengths", "tokens")
-_MULTIPLES_OF_16 = ("H", "pre_step", "pre_batch", "y_step", "y_batch", "dy_step", "dy_batch")
+_MULTIPLES_OF_16 = ("H", "source_step", "source_batch", "y_step", "y_batch", "dy_step", "dy_batch")
 
 
 class Compiled(NamedTuple):
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        options = "".join(f" {name.lower()}" for name, value in self.options if value)
+        options = "".join(f" {name.lower()}" for name, _ in self.options)
         dtype = self.precision if self.dtype == torch.float32 else str(self.dtype).removeprefix("torch.")
         return f"{self.kernel} {self.cell} {dtype} H={self.H}{options}"
 
@@ -68,21 +68,24 @@ def cases(capability: int) -> Iterator[Case]:
                 yield Case(kernel, cell, dtype, precision, H)
                 if dtype == torch.bfloat16:
                     yield Case(kernel, cell, dtype, precision, H, EVERYTHING)
+                if dtype == torch.bfloat16 and kernel == "forward":
+                    yield Case(kernel, cell, dtype, precision, H, (("CONCAT", True), *EVERYTHING))
 
 
 def compiled(case: Case, capability: int) -> Compiled:
     function = KERNELS[case.kernel]
     constants = dict(
-        CELL=case.cell, DIRECTION=0, TOKENS=False, PACKED=False, LENGTHS=False, RESETS=False, SAVE=True, BIAS=True,
+        CELL=case.cell, DIRECTION=0,
+        CONCAT=False, TOKENS=False, PACKED=False, LENGTHS=False, RESETS=False, SAVE=True, BIAS=True,
         DY=True, DH_N=True, DC_N=CELLS[case.cell].states == 2, PRECISION=case.precision, BLOCK_B=BLOCK_B,
-        BLOCK_H=block_of(case.H),
+        BLOCK_I=block_of(MOST_INPUTS), BLOCK_H=block_of(case.H),
     )  # fmt: skip
     constants = {name: v for name, v in (constants | dict(case.options)).items() if name in function.arg_names}
     signature, attributes = {}, {}
     for k, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in ("T", "B", "R", "H") or name.endswith(("_step", "_batch", "_unit")):
+        elif name in ("T", "B", "R", "I", "H") or name.endswith(("_step", "_batch", "_unit")):
             signature[name] = "i32"
         else:
             integers = "*i64" if name in _INTEGERS else "*i1" if name == "resets" else TYPES[case.dtype]

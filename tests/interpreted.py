@@ -5,6 +5,8 @@ products of bf16 are wrong, there is no TF32, and programs run one after another
 the threads of a program, only a GPU can show (tests marked gpu).
 """
 
+import dataclasses
+
 import pytest
 import torch
 from problems import Sample, assert_close_to_float64, assert_equal, backward, cases, forward, inputs_of, run
@@ -48,6 +50,14 @@ def poisoned_memory():
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, SAMPLES))
 def test_float32_error_is_at_most_twice_that_of_torch(sample, name):
     assert_close_to_float64(sample, name, torch.float32, draws=8 if sample.saturating else 2)
+
+
+CONCAT = [Sample(cell, **SIZES[k], schedule="concat") for cell in CELLS for k in (2, 6, 7, 11)]
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, CONCAT))
+def test_x_and_h_in_one_step_give_the_same(sample, name):
+    assert_equal(run(sample, name, torch.float32), run(sample.on("hoisted"), name, torch.float32), 2e-6)
 
 
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
@@ -154,6 +164,8 @@ def test_it_takes_cpu_tensors_only_where_it_is_named():
     problem = Problem("gru", "cpu", torch.float32, T=3, B=2, I=4, H=5)
     assert select(problem) == "cpu" and select(problem, "triton") == "triton"
     assert explain(problem, "triton").startswith("gru float32 T=3 B=2 I=4 H=5 on cpu: triton, schedule hoisted")
+    forced = dataclasses.replace(problem, schedule="concat")
+    assert "triton, schedule concat" in explain(forced, "triton")
 
 
 def test_tokens_outside_the_vocabulary_are_refused():

@@ -55,7 +55,7 @@ def test_a_budget_that_is_exceeded_is_a_fault():
 
 
 def test_every_reason_against_it_is_named():
-    problem = Problem("lstm", "cpu", torch.float64, T=3, B=2, I=4, H=500, P=3, schedule="concat", save="lean")
+    problem = Problem("lstm", "cpu", torch.float64, T=3, B=2, I=40, H=500, P=3, schedule="concat", save="lean")
     with pytest.raises(BackendError) as error:
         select(problem, "triton")
     for reason in (
@@ -63,7 +63,7 @@ def test_every_reason_against_it_is_named():
         "dtype float64 not in {bfloat16, float16, float32}",
         "lean is not supported",
         "projection is not supported",
-        "schedule concat cannot be forced",
+        "schedule concat of I=40, at most 32",
         "H=500, at most 128 for lstm",
     ):
         assert reason.removeprefix("at most ") in str(error.value), reason

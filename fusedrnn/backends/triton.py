@@ -1,6 +1,7 @@
 """The Triton kernels (fusedrnn/kernels): the time loop of a layer in one launch, forward and backward.
 
-The products that need no state, x W_ih before the loop and the gradients of the weights after it, are torch's.
+The products that need no state are torch's: the gradients of the weights after the loop and, unless the schedule is
+concat, x W_ih before it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ MOST_UNITS = {
 }
 SHARED_OF_H100 = 227 << 10
 OLDEST_GPU = (8, 0)
+MOST_INPUTS = 32  # whose weights stay on chip beside the recurrent ones (schedule concat)
 BLOCK_B = 16  # batch rows a program; the least a product of Triton takes
 # With 4 warps the largest kernels spill; left alone, ptxas spills to fit a second program on a multiprocessor.
 LAUNCH = {"num_warps": 8, "maxnreg": 255}
@@ -56,7 +58,7 @@ class TritonBackend(Backend):
     devices = frozenset(("cpu",) if INTERPRETED else ("cuda",))
     dtypes = frozenset((torch.float32,) if INTERPRETED else (torch.float32, torch.bfloat16, torch.float16))
     features = frozenset(("bidirectional", "tokens", "packed", "lengths", "resets"))
-    schedules = frozenset(("hoisted",))
+    schedules = frozenset(("concat", "hoisted"))
 
     def unavailable_reason(self) -> str | None:
         return None if _is_installed() else "Triton is not installed: pip install triton"
@@ -67,6 +69,8 @@ class TritonBackend(Backend):
             most = limit_of(problem.cell, problem.dtype, problem.precision, _shared_memory(problem.device))
             if most < problem.H:
                 reasons.append(f"H={problem.H}, at most {most} for {problem.cell} in this dtype on this device")
+        if problem.schedule == "concat" and problem.I > MOST_INPUTS and not problem.tokens:
+            reasons.append(f"schedule concat of I={problem.I}, at most {MOST_INPUTS}")
         if problem.device == "cuda" and torch.cuda.is_available():
             capability = torch.cuda.get_device_capability()
             if capability < OLDEST_GPU:
@@ -74,7 +78,8 @@ class TritonBackend(Backend):
         return reasons
 
     def schedule(self, problem: Problem) -> str:
-        return "hoisted"
+        """Hoisted unless the other is forced: no GPU has been asked yet."""
+        return "concat" if problem.schedule == "concat" else "hoisted"
 
     def forward(self, call: Call) -> Outputs:
         from fusedrnn.kernels.forward import forward
@@ -82,17 +87,25 @@ class TritonBackend(Backend):
         call = _checked(call)
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
         with _launch(call):
-            pre = _input_gates(call)
+            concat = call.schedule == "concat" and not call.tokens  # a token's row of the table is its product
+            bias = _input_bias(call)
+            w_ih = _stacked([w.w_ih for w in call.weights])
+            if concat:
+                source = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
+            else:
+                source = _input_gates(call, w_ih.flatten(0, 1), bias)
             w_hh = _stacked([w.w_hh for w in call.weights])
             biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
-            pre_strides = (0, pre.stride(0)) if call.tokens else _strides(call, pre)
+            strides = (0, source.stride(0)) if call.tokens else _strides(call, source)
             h0 = call.h0.contiguous()
             forward[_grid(call)](
-                pre, call.x, w_hh, _stacked(biases) if biases else w_hh, h0, _or(call.c0, h0).contiguous(),
+                source, call.x, w_ih, _or(bias, w_ih), w_hh, _stacked(biases) if biases else w_hh, h0,
+                _or(call.c0, h0).contiguous(),
                 y, h_n, c_n, saved, cells, *_places(call),
-                call.T, call.B, call.R, call.H, *pre_strides, *_strides(call, call.x), *_strides(call, y),
+                call.T, call.B, call.R, call.I, call.H, *strides, *_strides(call, call.x), *_strides(call, y),
                 *_reset_strides(call),
-                **_constants(call), TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bool(biases),
+                **_constants(call), CONCAT=concat, TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bias is not None,
+                BLOCK_I=block_of(call.I) if concat else 16,
             )  # fmt: skip
         return outputs
 
@@ -192,11 +205,9 @@ def _stacked(of_directions: list[Tensor]) -> Tensor:
     return of_directions[0].contiguous().unsqueeze(0) if len(of_directions) == 1 else torch.stack(of_directions)
 
 
-def _input_gates(call: Call) -> Tensor:
-    """x W_ih + b, in the order of x's memory [T, B, D*G*H] (packed [R, D*G*H]), or for tokens the table [I, D*G*H]."""
-    w_ih = torch.cat([w.w_ih for w in call.weights])
-    biases = [_input_bias(call, d) for d in range(call.D)] if call.weights[0].b_ih is not None else []
-    bias = torch.cat(biases) if biases else None
+def _input_gates(call: Call, w_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """x W_ih + b, in the order of x's memory [T, B, D*G*H] (packed [R, D*G*H]), or for tokens the table [I, D*G*H].
+    w_ih [D*G*H, I], bias [D*G*H]."""
     if call.tokens:
         x = _rows(call)
         torch._assert_async(((x >= 0) & (x < call.I)).all(), "token outside the vocabulary")  # on a GPU without waiting
@@ -207,13 +218,17 @@ def _input_gates(call: Call) -> Tensor:
     return F.linear(call.x, w_ih, bias)
 
 
-def _input_bias(call: Call, d: int) -> Tensor:
-    """Both biases where they simply add; of the GRU r multiplies b_hn, which the kernel adds."""
-    w = call.weights[d]
-    assert w.b_ih is not None and w.b_hh is not None
-    if call.cell != "gru":
-        return w.b_ih + w.b_hh
-    return torch.cat((w.b_ih[: 2 * call.H] + w.b_hh[: 2 * call.H], w.b_ih[2 * call.H :]))
+def _input_bias(call: Call) -> Tensor | None:
+    """Of all directions [D*G*H], both biases where they simply add; of the GRU r multiplies b_hn, which stays apart."""
+    added = 2 * call.H if call.cell == "gru" else None
+    sums = []
+    for w in call.weights:
+        if w.b_ih is None or w.b_hh is None:
+            return None
+        both = w.b_ih.clone()
+        both[:added] += w.b_hh[:added]
+        sums.append(both)
+    return torch.cat(sums)
 
 
 def _rows(call: Call) -> Tensor:

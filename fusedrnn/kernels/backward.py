@@ -42,12 +42,12 @@ def backward(
     present = (b < B)[:, None] & units[None, :]
 
     w = w_hh + d * GATES * H * H
-    w0 = load_weights(w, 0, unit, H, False)
+    w0 = load_weights(w, 0, unit, unit, H, H, False)
     if GATES > 1:
-        w1 = load_weights(w, 1, unit, H, False)
-        w2 = load_weights(w, 2, unit, H, False)
+        w1 = load_weights(w, 1, unit, unit, H, H, False)
+        w2 = load_weights(w, 2, unit, unit, H, H, False)
     if LSTM:
-        w3 = load_weights(w, 3, unit, H, False)
+        w3 = load_weights(w, 3, unit, unit, H, H, False)
 
     h_first = load_tile(h0, state, unit, present)
     c_first = h_first

@@ -17,35 +17,52 @@ from fusedrnn.kernels.rows import (
 
 
 @triton.jit
-def input_gates(pre, tokens, row_offsets, t, b, active, unit, units, H, pre_step, pre_batch, token_step, token_batch,
-                GATES: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
-    """x W_ih + b of step t, a tile for each of four gates; what the cell lacks repeats the first."""
+def inputs_of(source, tokens, row_offsets, t, b, active, column, columns, H, step, batch, token_step, token_batch,
+              GATES: tl.constexpr, CONCAT: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+    """x W_ih + b of step t, a tile for each of four gates; what the cell lacks repeats the first. CONCAT: x instead."""
     if TOKENS:
         place = place_of(row_offsets, t, b, token_step, token_batch, PACKED)
-        start = tl.load(tokens + place, mask=active, other=0) * pre_batch
+        start = tl.load(tokens + place, mask=active, other=0) * batch
     else:
-        start = place_of(row_offsets, t, b, pre_step, pre_batch, PACKED)
-    start += tl.program_id(1) * GATES * H
-    mask = active[:, None] & units[None, :]
-    first = load_tile(pre, start, unit, mask)
+        start = place_of(row_offsets, t, b, step, batch, PACKED)
+    if not CONCAT:
+        start += tl.program_id(1) * GATES * H
+    mask = active[:, None] & columns[None, :]
+    first = load_tile(source, start, column, mask)
     second, third, fourth = first, first, first
-    if GATES > 1:
-        second, third = load_tile(pre, start + H, unit, mask), load_tile(pre, start + 2 * H, unit, mask)
-    if GATES == 4:
-        fourth = load_tile(pre, start + 3 * H, unit, mask)
+    if GATES > 1 and not CONCAT:
+        second, third = load_tile(source, start + H, column, mask), load_tile(source, start + 2 * H, column, mask)
+    if GATES == 4 and not CONCAT:
+        fourth = load_tile(source, start + 3 * H, column, mask)
     return first, second, third, fourth
+
+
+@triton.jit
+def product_of_input(x, w, bias, PRECISION: tl.constexpr):
+    """x W_ih + b of a gate."""
+    return tl.dot(x.to(w.dtype), w, input_precision=PRECISION) + bias
+
+
+@triton.jit
+def load_bias(bias, gate: tl.constexpr, unit, H, BIAS: tl.constexpr):
+    """b of a gate as a row; zero where there is none."""
+    row = tl.zeros_like(unit).to(tl.float32)
+    if BIAS:
+        row = tl.load(bias + gate * H + unit, mask=unit < H, other=0).to(tl.float32)
+    return row[None, :]
 
 
 @triton.jit(do_not_specialize=["T", "B", "R"])
 def forward(
-    pre, tokens, w_hh, b_hn, h0, c0, y, h_n, c_n, saved, cells, row_offsets, lengths, resets,
-    T, B, R, H, pre_step, pre_batch, token_step, token_batch, y_step, y_batch, reset_step, reset_batch,
-    CELL: tl.constexpr, DIRECTION: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr, LENGTHS: tl.constexpr,
-    RESETS: tl.constexpr, SAVE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+    source, tokens, w_ih, bias, w_hh, b_hn, h0, c0, y, h_n, c_n, saved, cells, row_offsets, lengths, resets,
+    T, B, R, I, H, source_step, source_batch, token_step, token_batch, y_step, y_batch, reset_step, reset_batch,
+    CELL: tl.constexpr, DIRECTION: tl.constexpr, CONCAT: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr,
+    LENGTHS: tl.constexpr, RESETS: tl.constexpr, SAVE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """pre: x W_ih + b [T, B, D*G*H] at strides, packed [R, D*G*H], or the table [I, D*G*H] of tokens.
-    w_hh [D, G*H, H], b_hn [D, H] (GRU), the rest as `Backend.forward` has it."""
+    """source: x W_ih + b [T, B, D*G*H] at strides, packed [R, D*G*H], or the table [I, D*G*H] of tokens; CONCAT: x,
+    which w_ih [D, G*H, I] and bias [D, G*H] meet here. w_hh [D, G*H, H], b_hn [D, H] (GRU), the rest as in
+    `Backend.forward`."""
     LSTM: tl.constexpr = CELL == "lstm"
     RNN: tl.constexpr = CELL == "rnn_tanh" or CELL == "rnn_relu"
     GATES: tl.constexpr = 4 if LSTM else 1 if RNN else 3
@@ -60,31 +77,51 @@ def forward(
     present = (b < B)[:, None] & units[None, :]
 
     w = w_hh + d * GATES * H * H
-    w0 = load_weights(w, 0, unit, H, True)
+    w0 = load_weights(w, 0, unit, unit, H, H, True)
     if GATES > 1:
-        w1 = load_weights(w, 1, unit, H, True)
-        w2 = load_weights(w, 2, unit, H, True)
+        w1 = load_weights(w, 1, unit, unit, H, H, True)
+        w2 = load_weights(w, 2, unit, unit, H, H, True)
     if LSTM:
-        w3 = load_weights(w, 3, unit, H, True)
-    if CELL == "gru" and BIAS:
-        bias = tl.load(b_hn + d * H + unit, mask=units, other=0).to(tl.float32)[None, :]
+        w3 = load_weights(w, 3, unit, unit, H, H, True)
+    hn_bias = load_bias(b_hn + d * H, 0, unit, H, CELL == "gru" and BIAS)
+    column, columns = unit, units
+    if CONCAT:
+        column = tl.arange(0, BLOCK_I)
+        columns = column < I
+        v = w_ih + d * GATES * H * I
+        bias += d * GATES * H
+        v0, bias0 = load_weights(v, 0, unit, column, H, I, True), load_bias(bias, 0, unit, H, BIAS)
+        if GATES > 1:
+            v1, bias1 = load_weights(v, 1, unit, column, H, I, True), load_bias(bias, 1, unit, H, BIAS)
+            v2, bias2 = load_weights(v, 2, unit, column, H, I, True), load_bias(bias, 2, unit, H, BIAS)
+        if LSTM:
+            v3, bias3 = load_weights(v, 3, unit, column, H, I, True), load_bias(bias, 3, unit, H, BIAS)
 
     h = load_tile(h0, state, unit, present)
     c = h
     if LSTM:
         c = load_tile(c0, state, unit, present)
     t = tl.where(reverse, T - 1, 0).to(tl.int64)
-    p0, p1, p2, p3 = input_gates(pre, tokens, row_offsets, t, b, t < steps_of, unit, units, H, pre_step, pre_batch,
-                                 token_step, token_batch, GATES, TOKENS, PACKED)  # fmt: skip
+    p0, p1, p2, p3 = inputs_of(source, tokens, row_offsets, t, b, t < steps_of, column, columns, H, source_step,
+                               source_batch, token_step, token_batch, GATES, CONCAT, TOKENS, PACKED)  # fmt: skip
     for position in range(T):
         now, active = t, t < steps_of
         rows = active[:, None]
         mask = rows & units[None, :]
         a0, a1, a2, a3 = p0, p1, p2, p3
+        if CONCAT:
+            x = p0
+            a0 = product_of_input(x, v0, bias0, PRECISION)
+            if GATES > 1:
+                a1 = product_of_input(x, v1, bias1, PRECISION)
+                a2 = product_of_input(x, v2, bias2, PRECISION)
+            if LSTM:
+                a3 = product_of_input(x, v3, bias3, PRECISION)
         more = position + 1 < T
         t = tl.where(more, tl.where(reverse, t - 1, t + 1), t)
-        p0, p1, p2, p3 = input_gates(pre, tokens, row_offsets, t, b, more & (t < steps_of), unit, units, H, pre_step,
-                                     pre_batch, token_step, token_batch, GATES, TOKENS, PACKED)  # fmt: skip
+        p0, p1, p2, p3 = inputs_of(source, tokens, row_offsets, t, b, more & (t < steps_of), column, columns, H,
+                                   source_step, source_batch, token_step, token_batch, GATES, CONCAT, TOKENS,
+                                   PACKED)  # fmt: skip
         h_in, c_in = h, c
         if RESETS:
             anew = starts_anew(resets, now, b, reset_step, reset_batch, active)
@@ -113,9 +150,7 @@ def forward(
             r = sigmoid(a0)
             z = sigmoid(a1 + tl.dot(operand, w1, input_precision=PRECISION))
             if CELL == "gru":
-                hn = tl.dot(operand, w2, input_precision=PRECISION)
-                if BIAS:
-                    hn += bias
+                hn = tl.dot(operand, w2, input_precision=PRECISION) + hn_bias
                 n = tanh(a2 + r * hn)
             else:
                 n = tanh(a2 + tl.dot((r * h_in).to(w2.dtype), w2, input_precision=PRECISION))

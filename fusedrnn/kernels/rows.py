@@ -50,12 +50,12 @@ def store_tile(base, start, unit, tile, mask):
 
 
 @triton.jit
-def load_weights(w, gate: tl.constexpr, unit, H, TRANSPOSED: tl.constexpr):
-    """W of one gate [H, H], its rows are units: as it lies, or transposed."""
-    row, column = unit[:, None], unit[None, :]
+def load_weights(w, gate: tl.constexpr, unit, column, H, K, TRANSPOSED: tl.constexpr):
+    """W of one gate [H, K], its rows are units: as it lies, or transposed."""
+    row, col = unit[:, None], column[None, :]
     if TRANSPOSED:
-        row, column = column, row
-    return tl.load(w + (gate * H + row) * H + column, mask=(row < H) & (column < H), other=0)
+        row, col = unit[None, :], column[:, None]
+    return tl.load(w + (gate * H + row) * K + col, mask=(row < H) & (col < K), other=0)
 
 
 @triton.jit
