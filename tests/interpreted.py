@@ -35,8 +35,10 @@ SIZES = (
     dict(T=5, B=5, I=6, H=18, D=2, resets=True, lengths="given"),
     dict(T=5, B=4, I=6, H=18, D=2, resets=True, lengths="packed"),
 )
-SAMPLES = [Sample(cell, **size) for cell in CELLS for size in SIZES]
-ONE_OF_EACH = [Sample(cell, **SIZES[k]) for cell in CELLS for k in (7, 8)]
+ALL_SIZES = range(len(SIZES))
+SOME_SIZES = {"rnn_relu": (0, 4, 10), "gru_reset_before": (2, 4, 5, 8, 10, 11)}  # what differs are the gates alone
+SAMPLES = [Sample(cell, **SIZES[k]) for cell in CELLS for k in SOME_SIZES.get(cell, ALL_SIZES)]
+ONE_OF_EACH = [Sample(cell, **SIZES[7 + n % 2]) for n, cell in enumerate(CELLS)]
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +51,10 @@ def poisoned_memory():
 
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, SAMPLES))
 def test_float32_error_is_at_most_twice_that_of_torch(sample, name):
-    assert_close_to_float64(sample, name, torch.float32, draws=8 if sample.saturating else 2)
+    assert_close_to_float64(sample, name, torch.float32, draws=8 if sample.saturating else 1)
 
 
-CONCAT = [Sample(cell, **SIZES[k], schedule="concat") for cell in CELLS for k in (2, 6, 7, 11)]
+CONCAT = [Sample(cell, **SIZES[k], schedule="concat") for cell in CELLS for k in (7, 11)]
 
 
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, CONCAT))
@@ -74,7 +76,7 @@ def test_results_repeat_and_saving_changes_no_output(sample, name):
     assert all(map(torch.equal, without, kept))
 
 
-@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH[::2]))
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
 def test_absent_and_expanded_cotangents_and_single_gradients(sample, name):
     call = sample.call(torch.float32)
     outputs = forward(call, name)
