@@ -66,7 +66,7 @@ def test_every_reason_against_it_is_named():
         "schedule concat of I=40, at most 32",
         "H=500, at most 128 for lstm",
     ):
-        assert reason.removeprefix("at most ") in str(error.value), reason
+        assert reason in str(error.value)
 
 
 def test_cpu_tensors_are_refused():

@@ -84,7 +84,7 @@ class TritonBackend(Backend):
     def forward(self, call: Call) -> Outputs:
         from fusedrnn.kernels.forward import forward
 
-        call = _checked(call)
+        self._refuse_what_the_kernels_lack(call)
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
         with _launch(call):
             concat = call.schedule == "concat" and not call.tokens  # a token's row of the table is its product
@@ -112,7 +112,7 @@ class TritonBackend(Backend):
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
         from fusedrnn.kernels.backward import backward
 
-        call = _checked(call)
+        self._refuse_what_the_kernels_lack(call)
         G, D, R, H, like = len(call.spec.gates), call.D, call.R, call.H, call.weights[0].w_ih
         dgates, before = like.new_empty(D, R, G * H), like.new_empty(D, R, H)
         dgates_h = torch.empty_like(dgates) if call.cell == "gru" else dgates
@@ -140,6 +140,11 @@ class TritonBackend(Backend):
                 grads += (*gradients.of_weights(call, x, dgates[d], dgates_h[d], before[d], of_reset), None)
         return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
 
+    def _refuse_what_the_kernels_lack(self, call: Call) -> None:
+        """`select` never sends these here, a call of the raw op may."""
+        if reasons := self.not_supported_reasons(Problem.of(call)):
+            raise BackendError(f"triton: {'; '.join(reasons)}")
+
 
 @functools.cache
 def _is_installed() -> bool:
@@ -153,13 +158,6 @@ def _shared_memory(device: str) -> int:
         return SHARED_OF_H100
     properties: Any = torch.cuda.get_device_properties()
     return properties.shared_memory_per_block_optin
-
-
-def _checked(call: Call) -> Call:
-    """`select` never sends here what the kernels lack, a call of the raw op may."""
-    if reasons := TritonBackend().not_supported_reasons(Problem.of(call)):
-        raise BackendError(f"triton: {'; '.join(reasons)}")
-    return call
 
 
 def _grid(call: Call) -> tuple[int, int]:
