@@ -79,7 +79,8 @@ def preference(problem: Problem) -> tuple[str, ...]:
 def explain(problem: Problem, backend: str = "auto") -> str:
     """One line on what would run `problem` and which schedule it takes, then every other backend's reasons."""
     name = select(problem, backend)
-    chosen = f"{problem}: {name}, schedule {REGISTRY[name].schedule(problem)}"
+    detail = REGISTRY[name].detail(problem)
+    chosen = f"{problem}: {name}, schedule {REGISTRY[name].schedule(problem)}" + (f", {detail}" if detail else "")
     others = [f"  {other.name}: {'; '.join(other.not_supported_reasons(problem)) or 'could run it'}"
               for other in REGISTRY.values() if other.name != name]  # fmt: skip
     return "\n".join([chosen, *others])

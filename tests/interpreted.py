@@ -6,6 +6,7 @@ the threads of a program, only a GPU can show (tests marked gpu).
 """
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from problems import Sample, assert_close_to_float64, assert_equal, backward, ca
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
+from fusedrnn.backends import launches
 from fusedrnn.backends import triton as backend
 from fusedrnn.backends.base import Problem
+from fusedrnn.backends.configurations import Configuration
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY, explain, select
 from fusedrnn.kernels import cells as kernels
+from fusedrnn.kernels import tiled
 
 assert backend.INTERPRETED, "run with TRITON_INTERPRET=1"
 
@@ -35,10 +39,33 @@ SIZES = (
     dict(T=5, B=5, I=6, H=18, D=2, resets=True, lengths="given"),
     dict(T=5, B=4, I=6, H=18, D=2, resets=True, lengths="packed"),
 )
-ALL_SIZES = range(len(SIZES))
-SOME_SIZES = {"rnn_relu": (0, 4, 10), "gru_reset_before": (2, 4, 5, 8, 10, 11)}  # what differs are the gates alone
-SAMPLES = [Sample(cell, **SIZES[k]) for cell in CELLS for k in SOME_SIZES.get(cell, ALL_SIZES)]
+ALL = tuple(range(len(SIZES)))
+NEAR = ("rnn_relu", "gru_reset_before")  # what differs from another cell are the gates alone
+KINDS = {  # sizes of each kind of kernel; of the NEAR those in brackets
+    "resident": (ALL, (0, 4, 5, 8, 10, 11)),
+    "streamed": ((1, 2, 6, 7, 9, 10), (2, 10)),
+    "stepped": ((0, 3, 4, 5, 8, 11), (4, 8)),
+}
+SAMPLES = [(kind, Sample(cell, **SIZES[k])) for kind, sizes in KINDS.items() for cell in CELLS
+           for k in sizes[cell in NEAR or (kind == "stepped" and cell == "rnn_tanh")]]  # fmt: skip
 ONE_OF_EACH = [Sample(cell, **SIZES[7 + n % 2]) for n, cell in enumerate(CELLS)]
+ONE_OF_EACH_KIND = [(kind, sample) for n, kind in enumerate(KINDS) for sample in ONE_OF_EACH[n::2]]
+
+
+def each(samples):
+    """pytest parameters (kind, sample) of all that the backend declares."""
+    found = {sample: case.id for _, sample in samples for case in cases(("triton",), torch.float32, [sample])}
+    assert len(found) == len({sample for _, sample in samples})
+    return [pytest.param(kind, sample, id=f"{kind}-{found[sample]}") for kind, sample in samples]
+
+
+@pytest.fixture
+def kind(request, monkeypatch):
+    """Has the kernels of one kind run it; tiles of 16 units, so that there are several."""
+    if request.param != "resident":
+        small = Configuration(request.param, rows=16, units=16, depth=16, warps=4, stages=2)
+        monkeypatch.setattr(backend, "preferred", lambda *problem: [small])
+    return request.param
 
 
 @pytest.fixture(autouse=True)
@@ -49,28 +76,64 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, SAMPLES))
-def test_float32_error_is_at_most_twice_that_of_torch(sample, name):
-    assert_close_to_float64(sample, name, torch.float32, draws=8 if sample.saturating else 1)
+@pytest.mark.parametrize(("kind", "sample"), each(SAMPLES), indirect=["kind"])
+def test_float32_error_is_at_most_twice_that_of_torch(kind, sample):
+    draws = 8 if sample.saturating and kind == "resident" else 1
+    assert_close_to_float64(sample, "triton", torch.float32, draws)
 
 
-CONCAT = [Sample(cell, **SIZES[k], schedule="concat") for cell in CELLS for k in (7, 11)]
+class Recorded:
+    """Stands in for a captured graph: the launches of the call that was captured, to be made again on its table."""
+
+    def __init__(self, graphs, run, size):
+        self.table, self.run, self.size = graphs.table, run, size
+
+    def replay(self):
+        for step in range(self.size):
+            self.run(self.table, step)
+        tiled.advance[(1,)](self.table, self.size)
 
 
-@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, CONCAT))
-def test_x_and_h_in_one_step_give_the_same(sample, name):
-    assert_equal(run(sample, name, torch.float32), run(sample.on("hoisted"), name, torch.float32), 2e-6)
+@pytest.mark.parametrize("kind", ["stepped"], indirect=True)
+@pytest.mark.parametrize("cell", ["gru_reset_before", "lstm"])
+def test_captured_steps_serve_other_tensors_and_lengths(cell, kind, monkeypatch):
+    """What a graph holds are the launches and their table: the captured call's own tensors are gone when it is replayed
+    for calls of other lengths, other tensors and another order of memory."""
+    captured = []
+    monkeypatch.setattr(launches, "GRAPH_STEPS", (4, 2))
+    monkeypatch.setattr(launches, "_stream_of_graphs", lambda call: 7)
+    monkeypatch.setattr(launches.Graphs, "_capture", lambda *given: captured.append(given[2]) or Recorded(*given))
+    calls = [dict(T=2), dict(T=3), dict(T=7), dict(T=9), dict(T=5, draw=1)]
+    for options in calls:
+        sample = Sample(cell, B=2, I=3, H=17, **options)
+        assert_equal(run(sample, "triton", torch.float32), run(sample, "reference", torch.float32), 2e-6)
+    assert sorted(captured) == [2, 2, 4, 4]  # of forward and of backward, once each
 
 
-@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
-def test_forward_of_one_backend_with_backward_of_another(sample, name):
+def test_many_units_run_step_by_step():
+    sample = Sample("rnn_tanh", T=2, B=2, I=3, H=260)
+    assert "forward stepped" in explain(Problem.of(sample.call(torch.float32)), "triton")
+    assert_close_to_float64(sample, "triton", torch.float32, draws=1)
+
+
+CONCAT = [(kind, Sample(cell, **SIZES[7 + 4 * (n % 2)], schedule="concat"))
+          for n, (cell, kind) in enumerate(itertools.product(CELLS, KINDS))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "sample"), each(CONCAT), indirect=["kind"])
+def test_x_and_h_in_one_step_give_the_same(kind, sample):
+    assert_equal(run(sample, "triton", torch.float32), run(sample, "reference", torch.float32), 2e-6)
+
+
+@pytest.mark.parametrize(("kind", "sample"), each(ONE_OF_EACH_KIND), indirect=["kind"])
+def test_forward_of_one_backend_with_backward_of_another(kind, sample):
     want = run(sample, "reference", torch.float32)
-    assert_equal(run(sample, name, torch.float32, backward_on="reference"), want, 2e-6)
-    assert_equal(run(sample, "reference", torch.float32, backward_on=name), want, 2e-6)
+    assert_equal(run(sample, "triton", torch.float32, backward_on="reference"), want, 2e-6)
+    assert_equal(run(sample, "reference", torch.float32, backward_on="triton"), want, 2e-6)
 
 
-@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
-def test_results_repeat_and_saving_changes_no_output(sample, name):
+@pytest.mark.parametrize(("kind", "sample"), each(ONE_OF_EACH_KIND), indirect=["kind"])
+def test_results_repeat_and_saving_changes_no_output(kind, sample, name="triton"):
     assert_equal(run(sample, name, torch.float32), run(sample, name, torch.float32))
     without, kept = (forward(sample.keeping(save).call(torch.float32), name)[:3] for save in ("none", "full"))
     assert all(map(torch.equal, without, kept))

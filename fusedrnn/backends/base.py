@@ -124,6 +124,10 @@ class Backend:
         """The schedule this backend takes for `problem`: the one forced, or its own measured rule."""
         raise NotImplementedError
 
+    def detail(self, problem: Problem) -> str:
+        """What else it would choose, for `explain`."""
+        return ""
+
     def forward(self, call: Call) -> Outputs:
         """Run the layer. Returns y, h_n, c_n, saved, cells with the shapes of `new_outputs`."""
         raise NotImplementedError

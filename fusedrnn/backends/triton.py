@@ -19,38 +19,24 @@ from torch import Tensor
 
 from fusedrnn import gradients
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
+from fusedrnn.backends.configurations import (
+    H100,
+    Configuration,
+    Gpu,
+    block_of,
+    fastest_first,
+    preferred,
+    tuning_is_on,
+    tuning_key,
+)
+from fusedrnn.backends.launches import launch
 from fusedrnn.call import Call
 
 # Triton's interpreter, which Triton chooses when it is imported, runs the kernels on CPU tensors. It multiplies float32
 # alone: its bf16 products are wrong, and it knows no TF32.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# Largest H whose recurrent weights stay on chip, in 16 bits, TF32 and IEEE float32, without spilling a register
-# (benchmarks/aot.py): half of it where a multiprocessor has less shared memory than an H100's.
-MOST_UNITS = {
-    "rnn_tanh": (256, 128, 64),
-    "rnn_relu": (256, 128, 64),
-    "gru": (128, 64, 64),
-    "gru_reset_before": (128, 64, 64),
-    "lstm": (128, 64, 64),
-}
-SHARED_OF_H100 = 227 << 10
 OLDEST_GPU = (8, 0)
-MOST_INPUTS = 32  # whose weights stay on chip beside the recurrent ones (schedule concat)
-BLOCK_B = 16  # batch rows a program; the least a product of Triton takes
-# With 4 warps the largest kernels spill; left alone, ptxas spills to fit a second program on a multiprocessor.
-LAUNCH = {"num_warps": 8, "maxnreg": 255}
-
-
-def limit_of(cell: str, dtype: torch.dtype, precision: str, shared: int) -> int:
-    """The largest H on a processor with so many bytes of shared memory a program."""
-    column = 0 if dtype != torch.float32 else 1 if precision == "tf32" else 2
-    return MOST_UNITS[cell][column] // (1 if shared >= SHARED_OF_H100 else 2)
-
-
-def block_of(H: int) -> int:
-    """Units a tile is wide: a power of two, as Triton wants it."""
-    return max(16, 1 << (H - 1).bit_length())
 
 
 class TritonBackend(Backend):
@@ -60,33 +46,31 @@ class TritonBackend(Backend):
     features = frozenset(("bidirectional", "tokens", "packed", "lengths", "resets"))
     schedules = frozenset(("concat", "hoisted"))
 
+    def __init__(self) -> None:
+        self._too_large: dict[tuple, str] = {}  # configurations that did not fit, and why
+
     def unavailable_reason(self) -> str | None:
         return None if _is_installed() else "Triton is not installed: pip install triton"
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
         reasons = super().not_supported_reasons(problem)
-        if problem.cell in MOST_UNITS:
-            most = limit_of(problem.cell, problem.dtype, problem.precision, _shared_memory(problem.device))
-            if most < problem.H:
-                reasons.append(f"H={problem.H}, at most {most} for {problem.cell} in this dtype on this device")
-        if problem.schedule == "concat" and problem.I > MOST_INPUTS and not problem.tokens:
-            reasons.append(f"schedule concat of I={problem.I}, at most {MOST_INPUTS}")
-        if problem.device == "cuda" and torch.cuda.is_available():
-            capability = torch.cuda.get_device_capability()
-            if capability < OLDEST_GPU:
-                reasons.append("compute capability {}.{}, needs {}.{}".format(*capability, *OLDEST_GPU))
+        capability = _gpu(problem.device).capability
+        if capability < OLDEST_GPU:
+            reasons.append("compute capability {}.{}, needs {}.{}".format(*capability, *OLDEST_GPU))
         return reasons
 
     def schedule(self, problem: Problem) -> str:
         """Hoisted unless the other is forced: no GPU has been asked yet."""
         return "concat" if problem.schedule == "concat" else "hoisted"
 
-    def forward(self, call: Call) -> Outputs:
-        from fusedrnn.kernels.forward import forward
+    def detail(self, problem: Problem) -> str:
+        passes = ("forward", "backward") if problem.save == "full" else ("forward",)
+        return ", ".join(f"{kernel} {self._configurations(kernel, problem)[0]}" for kernel in passes)
 
+    def forward(self, call: Call) -> Outputs:
         self._refuse_what_the_kernels_lack(call)
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
-        with _launch(call):
+        with _on_its_device(call):
             concat = call.schedule == "concat" and not call.tokens  # a token's row of the table is its product
             bias = _input_bias(call)
             w_ih = _stacked([w.w_ih for w in call.weights])
@@ -94,42 +78,40 @@ class TritonBackend(Backend):
                 source = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
             else:
                 source = _input_gates(call, w_ih.flatten(0, 1), bias)
-            w_hh = _stacked([w.w_hh for w in call.weights])
             biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
-            strides = (0, source.stride(0)) if call.tokens else _strides(call, source)
-            h0 = call.h0.contiguous()
-            forward[_grid(call)](
-                source, call.x, w_ih, _or(bias, w_ih), w_hh, _stacked(biases) if biases else w_hh, h0,
-                _or(call.c0, h0).contiguous(),
-                y, h_n, c_n, saved, cells, *_places(call),
-                call.T, call.B, call.R, call.I, call.H, *strides, *_strides(call, call.x), *_strides(call, y),
-                *_reset_strides(call),
-                **_constants(call), CONCAT=concat, TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bias is not None,
+            source_step, source_batch = (0, source.stride(0)) if call.tokens else _strides(call, source)
+            token_step, token_batch = _strides(call, call.x)
+            operands = _operands(call, y) | dict(
+                source=source, tokens=call.x, w_ih=w_ih, bias=bias, b_hn=_stacked(biases) if biases else None, h_n=h_n,
+                c_n=c_n, saved=saved, cells=cells, I=call.I, source_step=source_step, source_batch=source_batch,
+                token_step=token_step, token_batch=token_batch,
+            )  # fmt: skip
+            constants = _constants(call) | dict(
+                CONCAT=concat, TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bias is not None,
                 BLOCK_I=block_of(call.I) if concat else 16,
             )  # fmt: skip
+            self._launch("forward", call, operands, constants)
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
-        from fusedrnn.kernels.backward import backward
-
         self._refuse_what_the_kernels_lack(call)
         G, D, R, H, like = len(call.spec.gates), call.D, call.R, call.H, call.weights[0].w_ih
         dgates, before = like.new_empty(D, R, G * H), like.new_empty(D, R, H)
         dgates_h = torch.empty_like(dgates) if call.cell == "gru" else dgates
         reset_h = torch.empty_like(before) if call.cell == "gru_reset_before" else before
         y = y if y.stride(-1) == 1 else y.contiguous()
-        w_hh, h0 = _stacked([w.w_hh for w in call.weights]), call.h0.contiguous()
-        dh0 = torch.empty_like(h0)
-        dc0 = torch.empty_like(h0) if call.c0 is not None else None
-        with _launch(call):
-            backward[_grid(call)](
-                _or(dy, y), _or(dh_n, h0).contiguous(), _or(dc_n, h0).contiguous(), w_hh, h0,
-                _or(call.c0, h0).contiguous(), y, saved.contiguous(), cells.contiguous(), *_places(call),
-                dgates, dgates_h, before, reset_h, dh0, _or(dc0, h0),
-                call.T, call.B, R, H, *_strides(call, y), *_strides(call, _or(dy, y)), _or(dy, y).stride(-1),
-                *_reset_strides(call),
-                **_constants(call), DY=dy is not None, DH_N=dh_n is not None, DC_N=dc_n is not None,
+        dh0 = torch.empty_like(call.h0, memory_format=torch.contiguous_format)
+        dc0 = torch.empty_like(dh0) if call.c0 is not None else None
+        dh_n, dc_n = (None if given is None else given.contiguous() for given in (dh_n, dc_n))
+        dy_step, dy_batch = (0, 0) if dy is None else _strides(call, dy)
+        with _on_its_device(call):
+            operands = _operands(call, y) | dict(
+                dy=dy, dh_n=dh_n, dc_n=dc_n, saved=saved.contiguous(), cells=cells.contiguous(), dgates=dgates,
+                dgates_h=dgates_h, before=before, reset_h=reset_h, dh0=dh0, dc0=dc0, dy_step=dy_step, dy_batch=dy_batch,
+                dy_unit=0 if dy is None else dy.stride(-1),
             )  # fmt: skip
+            constants = _constants(call) | dict(DY=dy is not None, DH_N=dh_n is not None, DC_N=dc_n is not None)
+            self._launch("backward", call, operands, constants)
             grads: list[Tensor | None] = [_input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
             x = _rows(call)
             for d in range(D):
@@ -139,6 +121,36 @@ class TritonBackend(Backend):
                 of_reset = reset_h[d] if call.cell == "gru_reset_before" else None
                 grads += (*gradients.of_weights(call, x, dgates[d], dgates_h[d], before[d], of_reset), None)
         return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
+
+    def _launch(self, kernel: str, call: Call, operands: dict[str, Any], constants: dict[str, Any]) -> None:
+        """With the first configuration that fits the device."""
+        problem = Problem.of(call)
+
+        def milliseconds(configuration: Configuration) -> float:
+            from triton.testing import do_bench
+
+            return do_bench(lambda: launch(kernel, call, configuration, operands, constants), return_mode="median")
+
+        may_time = tuning_is_on() and call.x.is_cuda and not torch.cuda.is_current_stream_capturing()
+        reasons = []
+        for configuration in self._configurations(kernel, problem, milliseconds if may_time else None):
+            if (key := (kernel, configuration, problem.cell, *constants.items())) in self._too_large:
+                reasons.append(self._too_large[key])
+                continue
+            try:
+                return launch(kernel, call, configuration, operands, constants)
+            except BackendError as error:
+                self._too_large[key] = str(error)
+                reasons.append(str(error))
+        raise BackendError(f"triton: {'; '.join(reasons)}")
+
+    def _configurations(self, kernel: str, problem: Problem, time: Any = None) -> tuple[Configuration, ...]:
+        """In the order in which they are tried."""
+        gpu = _gpu(problem.device)
+        found = preferred(kernel, problem, gpu)
+        if tuning_is_on() and gpu is not H100:
+            found = fastest_first(f"{tuning_key(kernel, problem)} on {gpu.name}, {_kernels()}", found, time)
+        return found
 
     def _refuse_what_the_kernels_lack(self, call: Call) -> None:
         """`select` never sends these here, a call of the raw op may."""
@@ -152,19 +164,42 @@ def _is_installed() -> bool:
 
 
 @functools.cache
-def _shared_memory(device: str) -> int:
-    """Bytes a program may have; of the interpreter, and of a GPU that is not here, as many as an H100."""
+def _gpu(device: str) -> Gpu:
+    """That of this process; of the interpreter, and where there is none, an H100."""
     if device != "cuda" or not torch.cuda.is_available():
-        return SHARED_OF_H100
+        return H100
     properties: Any = torch.cuda.get_device_properties()
-    return properties.shared_memory_per_block_optin
+    capability = (properties.major, properties.minor)
+    shared, processors = properties.shared_memory_per_block_optin, properties.multi_processor_count
+    return Gpu(properties.name, capability, shared, processors)
 
 
-def _grid(call: Call) -> tuple[int, int]:
-    return max(1, -(-call.B // BLOCK_B)), call.D
+@functools.cache
+def _kernels() -> str:
+    """What changes with every change of a kernel."""
+    import triton
+
+    from fusedrnn.kernels import resident, tiled
+
+    keys = [kernel.cache_key for file in (resident, tiled) for kernel in (file.forward, file.backward)]
+    return " ".join(("Triton", triton.__version__, *keys))
 
 
-def _constants(call: Call) -> dict:
+def _operands(call: Call, y: Tensor) -> dict[str, Any]:
+    """What both kernels take. None: absent, not followed."""
+    y_step, y_batch = _strides(call, y)
+    reset_step, reset_batch = (0, 0) if call.resets is None else (call.resets.stride(0), call.resets.stride(1))
+    return dict(
+        w_hh=_stacked([w.w_hh for w in call.weights]), h0=call.h0.contiguous(),
+        c0=None if call.c0 is None else call.c0.contiguous(), y=y,
+        row_offsets=None if call.row_offsets is None else call.row_offsets.contiguous(),
+        lengths=None if call.lengths is None else call.lengths.contiguous(), resets=call.resets,
+        T=call.T, B=call.B, R=call.R, H=call.H, y_step=y_step, y_batch=y_batch, reset_step=reset_step,
+        reset_batch=reset_batch,
+    )  # fmt: skip
+
+
+def _constants(call: Call) -> dict[str, Any]:
     """What kernels are compiled for."""
     return dict(
         CELL=call.cell,
@@ -173,29 +208,12 @@ def _constants(call: Call) -> dict:
         LENGTHS=call.lengths is not None,
         RESETS=call.resets is not None,
         PRECISION=call.precision,
-        BLOCK_B=BLOCK_B,
-        BLOCK_H=block_of(call.H),
-        **LAUNCH,
     )
-
-
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """What is absent is a pointer nobody follows."""
-    return other if tensor is None else tensor
-
-
-def _places(call: Call) -> tuple[Tensor, ...]:
-    given = (call.row_offsets, call.lengths)
-    return (*(call.x if t is None else t.contiguous() for t in given), _or(call.resets, call.x))
 
 
 def _strides(call: Call, rows: Tensor) -> tuple[int, int]:
     """Elements from step to step and from row to row."""
     return (0, rows.stride(0)) if call.row_offsets is not None else (rows.stride(0), rows.stride(1))
-
-
-def _reset_strides(call: Call) -> tuple[int, int]:
-    return (0, 0) if call.resets is None else (call.resets.stride(0), call.resets.stride(1))
 
 
 def _stacked(of_directions: list[Tensor]) -> Tensor:
@@ -248,17 +266,13 @@ def _input_gradient(call: Call, dgates: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _launch(call: Call) -> Iterator[None]:
+def _on_its_device(call: Call) -> Iterator[None]:
     """On the device of the operands, with torch's own products in the precision of the call."""
-    from triton.runtime.errors import OutOfResources
-
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     with torch.cuda.device(call.x.device) if call.x.is_cuda else contextlib.nullcontext():
         settings.fp32_precision = call.precision
         try:
             yield
-        except OutOfResources as error:
-            raise BackendError(f"triton: {error}") from error
         finally:
             settings.fp32_precision = before

@@ -55,6 +55,12 @@ def gru_gradient(n, z, h, dh):
 
 
 @triton.jit
+def reset_gradient(d, value, r):
+    """da_r of the cotangent of r * value."""
+    return d * value * r * (1 - r)
+
+
+@triton.jit
 def lstm(i, f, g, o, c):
     """h and c."""
     c = f * c + i * g
