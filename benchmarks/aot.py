@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
 
 def cases(capability: int) -> Iterator[Case]:
-    """Every kernel at the largest H that stays on chip, and every configuration of those whose weights do not."""
+    """Every kernel at the largest H that stays on chip, and all configurations of those whose weights do not."""
     for cell in MOST_UNITS:
         for dtype, precision in PRECISIONS:
             H = limit_of(cell, dtype, precision, SHARED[capability])
@@ -88,12 +88,11 @@ def cases(capability: int) -> Iterator[Case]:
                     yield case._replace(options=(("CONCAT", True), *EVERYTHING))
                 for kind, size in SIZES.items():
                     problem = Problem(cell, "cuda", dtype, T=1, B=BATCH, I=size, H=size, precision=precision)
-                    ways = tiled(kind, problem, H100.processors)
-                    yield from (case._replace(H=size, configuration=way) for way in ways)
-                    first = case._replace(H=size, configuration=ways[0])
-                    yield first._replace(options=EVERYTHING)
-                    if kernel == "forward":
-                        yield first._replace(options=(("CONCAT", True), *EVERYTHING))
+                    for configuration in tiled(kind, kernel, problem, H100.processors):
+                        one = case._replace(H=size, configuration=configuration)
+                        yield from (one, one._replace(options=EVERYTHING))
+                        if kernel == "forward":
+                            yield one._replace(options=(("CONCAT", True), *EVERYTHING))
 
 
 def compiled(case: Case, capability: int) -> Compiled:

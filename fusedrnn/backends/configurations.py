@@ -1,7 +1,8 @@
 """How the Triton kernels are cut: what a program holds, which kernels can run a problem, which of them comes first.
 
-The order is a rule until a GPU has been measured: weights on chip where they fit, streamed through one program for each
-tile of rows up to H = 256, else step by step over the whole chip. `MEASURED` and the user's own tuning come before it.
+The order is a rule until a GPU has been measured: weights on chip where they fit; up to H = 256 streamed through one
+program for each tile of rows where these fill half of the multiprocessors; else step by step over the whole chip.
+`MEASURED` and the user's own tuning come before it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MOST_UNITS = {
     "lstm": (128, 64, 64),
 }
 MOST_INPUTS = 32  # whose weights stay on chip beside the recurrent ones (schedule concat)
-MOST_STREAMED = 256  # units for which reading the weights anew takes a program no longer than launching a step
+MOST_STREAMED = 256  # units whose weights one program reads anew each step
 FEWEST_ROWS = 16  # batch rows of a program; the least a product of Triton takes
 
 
@@ -42,8 +43,8 @@ class Configuration(NamedTuple):
     rows: int  # batch rows
     units: int  # in a tile; resident: all, as a power of two
     depth: int  # values at a time of a product's inner dimension; resident: all
+    stages: int  # of loads, all but one of them ahead of their products
     warps: int
-    stages: int  # of loads ahead of their products
     registers: int | None = None  # a thread may have; None: what the compiler likes
 
     def __str__(self) -> str:
@@ -93,57 +94,63 @@ def resident(H: int, dtype: torch.dtype) -> Configuration:
     # With 4 warps the largest kernels spill. Left alone, ptxas keeps 16-bit kernels at 128 registers a thread, for a
     # second program that does not fit for shared memory; given all 255, it moves so much out of float32's loops that
     # these spill.
-    return Configuration("resident", FEWEST_ROWS, block_of(H), 0, 8, 3, None if dtype == torch.float32 else 255)
+    return Configuration("resident", FEWEST_ROWS, block_of(H), 0, 3, 8, None if dtype == torch.float32 else 255)
 
 
-# Rows, units and warps of those with weights in memory that spill nothing: in 16 bits, TF32 and IEEE float32, of which
-# none but LEAST does.
+# Rows, units, depth, stages and warps of those with weights in memory: of all that spill nothing, with any options, the
+# ones whose programs issue least (benchmarks/loops.py). In 16 bits, TF32 and IEEE float32, of which LEAST alone is one.
 TILES = {
-    "streamed": (((16, 64, 8), (16, 32, 8)), ((16, 64, 8), (16, 32, 8)), ()),
-    "stepped": (
-        ((64, 16, 4), (32, 32, 8), (32, 16, 4), (16, 32, 4), (16, 16, 4)),
-        ((32, 32, 8), (32, 16, 4), (16, 32, 4), (16, 16, 4)),
+    ("streamed", "forward"): (((16, 64, 64, 3, 8), (16, 128, 32, 3, 8)), ((16, 64, 16, 4, 8),), ()),
+    ("streamed", "backward"): (((16, 128, 64, 3, 8), (16, 64, 128, 3, 8)), ((16, 64, 64, 3, 8),), ()),
+    ("stepped", "forward"): (
+        ((16, 32, 64, 3, 4), (16, 16, 64, 3, 4)),
+        ((32, 16, 16, 8, 4), (16, 32, 16, 8, 4), (16, 16, 16, 8, 4)),
+        (),
+    ),
+    ("stepped", "backward"): (
+        ((32, 16, 128, 3, 4), (16, 32, 128, 3, 4), (16, 16, 128, 3, 4)),
+        ((32, 16, 64, 3, 4), (16, 32, 64, 3, 4), (16, 16, 64, 3, 4)),
         (),
     ),
 }
-# Depth and stages in 16 bits and in float32: some 40 KB on their way, what 64 bytes a clock bring while one load waits.
-DEPTHS = {"streamed": ((64, 3), (16, 4)), "stepped": ((32, 8), (16, 8))}
-LEAST = (16, 16, 16, 4, 2)  # the least shared memory
+LEAST = (16, 16, 16, 2, 4)  # the least shared memory
 
 
-def tiled(kind: str, problem: Problem, processors: int) -> list[Configuration]:
+def tiled(kind: str, kernel: str, problem: Problem, processors: int) -> list[Configuration]:
     """Those of one kind, in the order of `bytes_a_step`; last the one of least shared memory."""
-    deep, stages = DEPTHS[kind][problem.dtype == torch.float32]
     most_rows, most_units = block_of(problem.B), block_of(problem.H)
     found = [
-        Configuration(kind, rows, units, deep, warps, stages, 255)
-        for rows, units, warps in TILES[kind][_column(problem.dtype, problem.precision)]
-        if rows <= most_rows and units <= most_units
+        Configuration(kind, *sizes, 255)
+        for sizes in TILES[kind, kernel][_column(problem.dtype, problem.precision)]
+        if sizes[0] <= most_rows and sizes[1] <= most_units
     ]
-    found.sort(key=lambda configuration: bytes_a_step(configuration, problem, processors))
+    found.sort(key=lambda configuration: bytes_a_step(kernel, configuration, problem, processors))
     return [*found, Configuration(kind, *LEAST, 255)]
 
 
-def bytes_a_step(configuration: Configuration, problem: Problem, processors: int) -> int:
-    """What the busiest multiprocessor reads of recurrent weights and of h in a step, which is the model of its time."""
+def bytes_a_step(kernel: str, configuration: Configuration, problem: Problem, processors: int) -> int:
+    """What the busiest multiprocessor reads in a step, of W_hh and of h or dgates: the model of its time."""
     gates = len(CELLS[problem.cell].gates)
     size = problem.H * problem.dtype.itemsize
-    programs = -(-problem.B // configuration.rows) * problem.D
-    if configuration.kind == "streamed":
-        return -(-programs // processors) * size * (gates * problem.H + configuration.rows)
-    programs *= -(-problem.H // configuration.units)
-    return -(-programs // processors) * size * (gates * configuration.units + configuration.rows)
+    programs, units = -(-problem.B // configuration.rows) * problem.D, problem.H
+    if configuration.kind == "stepped":
+        programs, units = programs * -(-problem.H // configuration.units), configuration.units
+    operand = configuration.rows * (1 if kernel == "forward" else gates)
+    return -(-programs // processors) * size * (gates * units + operand)
 
 
-def candidates(problem: Problem, gpu: Gpu) -> list[Configuration]:
+def candidates(kernel: str, problem: Problem, gpu: Gpu) -> list[Configuration]:
     """All that can run it, by the rule."""
-    on_chip = limit_of(problem.cell, problem.dtype, problem.precision, gpu.shared) >= problem.H
+    most = limit_of(problem.cell, problem.dtype, problem.precision, gpu.shared)
     found = []
-    if on_chip and (problem.schedule != "concat" or problem.tokens or problem.I <= MOST_INPUTS):
+    if most >= problem.H and (problem.schedule != "concat" or problem.tokens or problem.I <= MOST_INPUTS):
         found.append(resident(problem.H, problem.dtype))
-    if problem.H <= MOST_STREAMED:
-        found += tiled("streamed", problem, gpu.processors)
-    return found + tiled("stepped", problem, gpu.processors)
+    stepped = tiled("stepped", kernel, problem, gpu.processors)
+    if problem.H > MOST_STREAMED:
+        return found + stepped
+    streamed = tiled("streamed", kernel, problem, gpu.processors)
+    programs = problem.D * -(-problem.B // FEWEST_ROWS)
+    return found + (streamed + stepped if 2 * programs >= gpu.processors else stepped + streamed)
 
 
 def tuning_key(kernel: str, problem: Problem) -> str:
@@ -157,7 +164,7 @@ def tuning_key(kernel: str, problem: Problem) -> str:
 def preferred(kernel: str, problem: Problem, gpu: Gpu) -> tuple[Configuration, ...]:
     """`candidates`, the measured one first."""
     measured = MEASURED.get(gpu.capability, {}).get(tuning_key(kernel, problem))
-    return tuple(sorted(candidates(problem, gpu), key=lambda configuration: configuration != measured))
+    return tuple(sorted(candidates(kernel, problem, gpu), key=lambda configuration: configuration != measured))
 
 
 def tuning_is_on() -> bool:
