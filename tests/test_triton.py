@@ -59,6 +59,30 @@ def test_a_budget_that_is_exceeded_is_a_fault():
     assert not aot.faults(case, 80, aot.Compiled(255, 0, 163 << 10, ("mma.sync",), b""))
 
 
+SASS = """
+    /*0000*/                   MOV R1, c[0x0][0x28] ;        /* 0x00000a00ff017624 */
+    /*0010*/                   LDG.E.64 R8, desc[UR10][R16.64+0x78] ;
+    /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+    /*0030*/             @!UP0 BRA 0x20 ;
+    /*0040*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+    /*0050*/              @!P1 BRA 0x10 ;
+    /*0060*/                   EXIT ;
+    /*0070*/                   BRA 0x70;
+"""
+
+
+@pytest.mark.parametrize(("kind", "issued"), [("resident", 5), ("streamed", 3 + 4 * 2), ("stepped", 3 + 4 * 2 + 3)])
+def test_loops_are_counted_as_often_as_they_run(kind, issued):
+    """A loop over steps around one over an inner dimension of 64, 16 at a time."""
+    from benchmarks import aot, loops
+
+    cut = configurations.Configuration(kind, rows=16, units=64, depth=16, stages=2, warps=4)
+    case = aot.Case("forward", "rnn_tanh", torch.bfloat16, "ieee", 64, cut)
+    step = loops.step_of(loops.instructions(SASS), case)
+    assert step.issued == issued
+    assert (step.of_class["matrix"], step.of_class["BAR"]) == (1 if kind == "resident" else 4, 1)
+
+
 def test_every_reason_against_it_is_named():
     problem = Problem("lstm", "cpu", torch.float64, T=3, B=2, I=40, H=500, P=3, save="lean")
     with pytest.raises(BackendError) as error:

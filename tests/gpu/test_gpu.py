@@ -13,6 +13,7 @@ from torch import nn
 import fusedrnn
 from benchmarks import grid
 from benchmarks.gpu import layers, micro
+from fusedrnn.backends import configurations, triton
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 
@@ -46,6 +47,47 @@ def test_float32_error_is_at_most_twice_that_of_torch(sample, backend, precision
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_error_is_at_most_twice_that_of_torch(sample, backend, dtype):
     assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda")
+
+
+@pytest.fixture
+def kind(request, monkeypatch):
+    """Has Triton's kernels of one kind run what others come first for."""
+
+    def of_kind(*problem):
+        return [c for c in configurations.preferred(*problem) if c.kind == request.param]
+
+    monkeypatch.setattr(triton, "preferred", of_kind)
+    return request.param
+
+
+MIDDLE = [Sample(cell, T=21, B=19, I=24, H=144, D=2, lengths="packed") for cell in CELLS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("sample", "backend"), cases(["triton"], torch.float32, MIDDLE, "cuda"))
+@pytest.mark.parametrize("kind", ["streamed", "stepped"], indirect=True)
+def test_weights_in_memory_error_is_at_most_twice_that_of_torch(kind, sample, backend, dtype):
+    """Three drawings: of the stepped kernels the first is launched step by step, the second captured, the third
+    replayed."""
+    with grid.float32_precision("tf32"):
+        assert_close_to_float64(sample, backend, dtype, draws=3, device="cuda", precision="tf32")
+
+
+@pytest.mark.parametrize("kind", ["resident", "streamed", "stepped"], indirect=True)
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_triton_in_a_graph_of_the_users_own(cell, kind):
+    layer = getattr(fusedrnn, cell)(24, 64, backend="triton", device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(17, 3, 24, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y, _ = layer(x)
+        for _ in range(2):
+            x.normal_()
+            graph.replay()
+            assert torch.equal(y, layer(x)[0])
 
 
 @pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float64, SAMPLES, "cuda"))
@@ -82,8 +124,20 @@ def test_tokens_are_one_hot_rows(cell):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-def test_a_module_compiles_whole():
-    module = fusedrnn.LSTM(12, 24, device="cuda")
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_autocast_runs_in_16_bits(backend):
+    module = fusedrnn.GRU(12, 24, backend=backend, device="cuda")
+    x = torch.randn(7, 3, 12, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        y, h_n = module(x)
+        y.float().sum().backward()
+    assert y.dtype == h_n.dtype == torch.bfloat16 and module.weight_hh_l0.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), module.to_torch()(x)[0], rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_a_module_compiles_whole(backend):
+    module = fusedrnn.LSTM(12, 24, backend=backend, device="cuda")
     x = torch.randn(7, 3, 12, device="cuda")
     compiled = torch.compile(module, fullgraph=True)
     torch.testing.assert_close(compiled(x)[0], module(x)[0])
