@@ -70,12 +70,8 @@ train-check: build
 	$(BIN)/fusedrnn train timemachine --cell gru --hidden 64 --epochs 5 --lr 1 --clip 1 --out $(CHECK_RUN)
 	@test -s $(CHECK_RUN)/model.safetensors && test -s $(CHECK_RUN)/curve.png
 
-# The tests of the Triton kernels interpret and compile, with one core; the others run beside them.
 pytest: build
-	@mkdir -p build; $(BIN)/pytest tests/test_triton.py > build/pytest-triton.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null' EXIT; \
-	$(BIN)/pytest --ignore=tests/test_triton.py; rest=$$?; \
-	wait $$beside; beside=$$?; cat build/pytest-triton.log; exit $$((rest | beside))
+	$(BIN)/pytest
 
 clean: ## remove what was built, not the virtual environment
 	rm -rf build dist *.egg-info fusedrnn/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
