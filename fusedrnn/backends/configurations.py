@@ -37,7 +37,7 @@ FEWEST_ROWS = 16  # batch rows of a program; the least a product of Triton takes
 
 
 class Configuration(NamedTuple):
-    """Sizes of a program. Tuples, so that a dictionary of them can be written as JSON."""
+    """Sizes of a program."""
 
     kind: str  # resident, streamed, stepped
     rows: int  # batch rows
@@ -71,7 +71,7 @@ class Gpu(NamedTuple):
 
 H100 = Gpu("H100", (9, 0), 227 << 10, 132)
 
-# By compute capability, kernel and `tuning_key`. Empty until a GPU has been measured.
+# By compute capability and `tuning_key`, one of the candidates. Empty until a GPU has been measured.
 MEASURED: dict[tuple[int, int], dict[str, Configuration]] = {}
 
 
