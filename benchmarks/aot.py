@@ -111,7 +111,7 @@ def compiled(case: Case, capability: int) -> Compiled:
     for k, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
-        elif name in ("T", "B", "R", "I", "H", "step") or name.endswith(("_step", "_batch", "_unit")):
+        elif name in ("T", "B", "R", "I", "H", "step") or name.endswith(("_step", "_batch")):
             signature[name] = "i32"
         else:
             integers = "*i64" if name in _INTEGERS else "*i1" if name == "resets" else TYPES[case.dtype]

@@ -45,7 +45,7 @@ class Configuration(NamedTuple):
     depth: int  # values at a time of a product's inner dimension; resident: all
     stages: int  # of loads, all but one of them ahead of their products
     warps: int
-    registers: int | None = None  # a thread may have; None: what the compiler likes
+    registers: int = 255  # a thread may have
 
     def __str__(self) -> str:
         sizes = f"{self.rows} rows, {self.units} units"
@@ -56,8 +56,7 @@ class Configuration(NamedTuple):
     @property
     def options(self) -> dict[str, int]:
         """What Triton compiles with."""
-        found = {"num_warps": self.warps, "num_stages": self.stages}
-        return found if self.registers is None else {**found, "maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
 class Gpu(NamedTuple):
@@ -91,16 +90,15 @@ def block_of(size: int, least: int = 16) -> int:
 
 
 def resident(H: int, dtype: torch.dtype) -> Configuration:
-    # With 4 warps the largest kernels spill. Left alone, ptxas keeps 16-bit kernels at 128 registers a thread, for a
-    # second program that does not fit for shared memory; given all 255, it moves so much out of float32's loops that
-    # these spill.
-    return Configuration("resident", FEWEST_ROWS, block_of(H), 0, 3, 8, None if dtype == torch.float32 else 255)
+    # With 4 warps the largest kernels spill, and with loads ahead float32's backward. Left alone, ptxas stops at 128
+    # registers a thread and spills, for a second program that does not fit for shared memory.
+    return Configuration("resident", FEWEST_ROWS, block_of(H), 0, 1 if dtype == torch.float32 else 3, 8)
 
 
 # Rows, units, depth, stages and warps of those with weights in memory: of all that spill nothing, with any options, the
 # ones whose programs issue least (benchmarks/loops.py). In 16 bits, TF32 and IEEE float32, of which LEAST alone is one.
 TILES = {
-    ("streamed", "forward"): (((16, 64, 64, 3, 8), (16, 128, 32, 3, 8)), ((16, 64, 16, 4, 8),), ()),
+    ("streamed", "forward"): (((16, 64, 64, 3, 8),), ((16, 64, 16, 4, 8),), ()),
     ("streamed", "backward"): (((16, 128, 64, 3, 8), (16, 64, 128, 3, 8)), ((16, 64, 64, 3, 8),), ()),
     ("stepped", "forward"): (
         ((16, 32, 64, 3, 4), (16, 16, 64, 3, 4)),
@@ -120,12 +118,12 @@ def tiled(kind: str, kernel: str, problem: Problem, processors: int) -> list[Con
     """Those of one kind, in the order of `bytes_a_step`; last the one of least shared memory."""
     most_rows, most_units = block_of(problem.B), block_of(problem.H)
     found = [
-        Configuration(kind, *sizes, 255)
+        Configuration(kind, *sizes)
         for sizes in TILES[kind, kernel][_column(problem.dtype, problem.precision)]
         if sizes[0] <= most_rows and sizes[1] <= most_units
     ]
     found.sort(key=lambda configuration: bytes_a_step(kernel, configuration, problem, processors))
-    return [*found, Configuration(kind, *LEAST, 255)]
+    return [*found, Configuration(kind, *LEAST)]
 
 
 def bytes_a_step(kernel: str, configuration: Configuration, problem: Problem, processors: int) -> int:

@@ -1,4 +1,4 @@
-"""The Triton kernels (fusedrnn/kernels): the time loop of a layer in one launch, forward and backward.
+"""The Triton kernels (fusedrnn/kernels): the time loop of a layer, forward and backward, in one launch or one a step.
 
 The products that need no state are torch's: the gradients of the weights after the loop and, unless the schedule is
 concat, x W_ih before it.
@@ -103,12 +103,12 @@ class TritonBackend(Backend):
         dh0 = torch.empty_like(call.h0, memory_format=torch.contiguous_format)
         dc0 = torch.empty_like(dh0) if call.c0 is not None else None
         dh_n, dc_n = (None if given is None else given.contiguous() for given in (dh_n, dc_n))
+        dy = dy if dy is None or dy.stride(-1) == 1 else dy.contiguous()
         dy_step, dy_batch = (0, 0) if dy is None else _strides(call, dy)
         with _on_its_device(call):
             operands = _operands(call, y) | dict(
                 dy=dy, dh_n=dh_n, dc_n=dc_n, saved=saved.contiguous(), cells=cells.contiguous(), dgates=dgates,
                 dgates_h=dgates_h, before=before, reset_h=reset_h, dh0=dh0, dc0=dc0, dy_step=dy_step, dy_batch=dy_batch,
-                dy_unit=0 if dy is None else dy.stride(-1),
             )  # fmt: skip
             constants = _constants(call) | dict(DY=dy is not None, DH_N=dh_n is not None, DC_N=dc_n is not None)
             self._launch("backward", call, operands, constants)

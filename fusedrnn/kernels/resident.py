@@ -142,7 +142,7 @@ def forward(
 def backward(
     dy, dh_n, dc_n, w_hh, h0, c0, y, saved, cells, row_offsets, lengths, resets,
     dgates, dgates_h, before, reset_h, dh0, dc0,
-    T, B, R, H, y_step, y_batch, dy_step, dy_batch, dy_unit, reset_step, reset_batch,
+    T, B, R, H, y_step, y_batch, dy_step, dy_batch, reset_step, reset_batch,
     CELL: tl.constexpr, DIRECTION: tl.constexpr, PACKED: tl.constexpr, LENGTHS: tl.constexpr, RESETS: tl.constexpr,
     DY: tl.constexpr, DH_N: tl.constexpr, DC_N: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -185,8 +185,8 @@ def backward(
         )  # fmt: skip
         dh_now = dh
         if DY:
-            place = place_of(row_offsets, t, b, dy_step, dy_batch, PACKED) + d * H * dy_unit
-            dh_now += load_tile(dy, place, unit * dy_unit, mask)
+            place = place_of(row_offsets, t, b, dy_step, dy_batch, PACKED) + d * H
+            dh_now += load_tile(dy, place, unit, mask)
         h_after, c_after = h_in, c_in
         if GATES == 1:
             place = place_of(row_offsets, t, b, y_step, y_batch, PACKED) + d * H

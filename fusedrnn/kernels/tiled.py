@@ -37,7 +37,7 @@ TABLES = {
         "y", "saved", "cells", "row_offsets", "lengths", "resets",
     ),
     "backward": (
-        "begin", "T", "R", "dy_step", "dy_batch", "dy_unit", "y_step", "y_batch", "reset_step", "reset_batch", "dy",
+        "begin", "T", "R", "dy_step", "dy_batch", "y_step", "y_batch", "reset_step", "reset_batch", "dy",
         "w_hh", "h0", "c0", "y", "saved", "cells", "row_offsets", "lengths", "resets", "dgates", "dgates_h", "before",
         "reset_h", "dh", "through", "dc", "dh0",
     ),
@@ -45,7 +45,7 @@ TABLES = {
 ENTRIES = max(map(len, TABLES.values()))
 # What ALIGNED does not speak of: numbers that are no stride, and what is read an element at a time.
 UNALIGNED = (
-    "begin", "T", "R", "token_step", "token_batch", "tokens", "dy_step", "dy_batch", "dy_unit", "dy", "reset_step",
+    "begin", "T", "R", "token_step", "token_batch", "tokens", "dy_step", "dy_batch", "dy", "reset_step",
     "reset_batch", "row_offsets", "lengths", "resets",
 )  # fmt: skip
 
@@ -73,17 +73,17 @@ def count_of(cell, phase):
     return 1 + phase if cell == "gru_reset_before" else gates_of(cell)
 
 
-@triton.jit(do_not_specialize=[f"v{k}" for k in range(28)])
+@triton.jit(do_not_specialize=[f"v{k}" for k in range(27)])
 def set_table(
     table, v0: tl.int64, v1: tl.int64, v2: tl.int64, v3: tl.int64, v4: tl.int64, v5: tl.int64, v6: tl.int64,
     v7: tl.int64, v8: tl.int64, v9: tl.int64, v10: tl.int64, v11: tl.int64, v12: tl.int64, v13: tl.int64, v14: tl.int64,
     v15: tl.int64, v16: tl.int64, v17: tl.int64, v18: tl.int64, v19: tl.int64, v20: tl.int64, v21: tl.int64,
-    v22: tl.int64, v23: tl.int64, v24: tl.int64, v25: tl.int64, v26: tl.int64, v27: tl.int64,
+    v22: tl.int64, v23: tl.int64, v24: tl.int64, v25: tl.int64, v26: tl.int64,
 ):  # fmt: skip
     """A kernel, not a copy from the host, because that could not be captured."""
     values = (v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15, v16, v17, v18, v19, v20, v21, v22,
-              v23, v24, v25, v26, v27)  # fmt: skip
-    for k in tl.static_range(28):
+              v23, v24, v25, v26)  # fmt: skip
+    for k in tl.static_range(27):
         tl.store(table + k, values[k])
 
 
@@ -202,7 +202,7 @@ def forward(
             continues = exists & ~starts_anew(resets, t, b, reset_step, reset_batch, active)
         for phase in tl.static_range(0 if STREAMED else PHASE, phases_of(CELL) if STREAMED else PHASE + 1):
             for tile in range(first_tile, last_tile):
-                unit = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+                unit = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
                 units = (unit < H)[None, :]
                 mask, present = rows & units, exists & units
                 c, h = tl.zeros([BLOCK_B, BLOCK_N], tl.float32), tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
@@ -292,7 +292,6 @@ def backward(
     FIRST_PRODUCT: tl.constexpr = 2 if CELL == "gru_reset_before" else GATES  # gates of it
     T, R = number(table, "backward", "T"), number(table, "backward", "R")
     dy_step, dy_batch = number(table, "backward", "dy_step"), number(table, "backward", "dy_batch")
-    dy_unit = number(table, "backward", "dy_unit")
     y_step, y_batch = number(table, "backward", "y_step", ALIGNED), number(table, "backward", "y_batch", ALIGNED)
     reset_step, reset_batch = number(table, "backward", "reset_step"), number(table, "backward", "reset_batch")
     dy = address(table, "backward", "dy", TYPE, False)
@@ -338,7 +337,7 @@ def backward(
         row_later = row_of(row_offsets, t_later, b, B, PACKED)
         out = (d * R + row) * GATES * H
         kept = (d * R + row) * KEPT * H
-        place_of_dy = place_of(row_offsets, t, b, dy_step, dy_batch, PACKED) + d * H * dy_unit
+        place_of_dy = place_of(row_offsets, t, b, dy_step, dy_batch, PACKED) + d * H
         place_of_y = place_of(row_offsets, t, b, y_step, y_batch, PACKED) + d * H
         continued = was_active[:, None]
         if RESETS:
@@ -346,7 +345,7 @@ def backward(
         continues = (position + 1 < T) & (t_before < steps_of)
         for phase in tl.static_range(0 if STREAMED else PHASE, phases_of(CELL) if STREAMED else PHASE + 1):
             for tile in range(first_tile, last_tile):
-                unit = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+                unit = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
                 units = (unit < H)[None, :]
                 mask, present = rows & units, exists & units
                 written = mask if PACKED else present
@@ -374,7 +373,7 @@ def backward(
                             k0, k1, k2, k3 = load_tiles(saved, kept, unit, H, mask, KEPT)
                         dh_now = dh
                         if DY:
-                            dh_now += load_tile(dy, place_of_dy, unit * dy_unit, mask)
+                            dh_now += load_tile(dy, place_of_dy, unit, mask)
                         d0, d1, d2, d3, through, dc_in = gradients(k0, k1, k2, k3, h_in, c_in, h_after, c_after, dh_now,
                                                                    dc, rows, CELL)  # fmt: skip
                         through = tl.where(rows, tl.where(anew, 0.0, through), dh)
