@@ -36,16 +36,15 @@ def interpreter(tmp_path_factory):
 
 
 def _compiled_ahead_of_time():
-    """For an H100 every kernel as it is cut first, in bf16 with every option too; of fp16 and of the ReLU RNN, which
-    differ from bf16 and tanh in one instruction, those on chip. Of the generations before and after it some."""
+    """For an H100 every kernel as it is cut first, in bf16 with every option too, but the ReLU RNN, which differs from
+    tanh in one instruction. Of the generations before and after it some."""
     from benchmarks import aot
 
     def wanted(capability, case):
-        cut, bf16 = case.configuration.kind, case.dtype == torch.bfloat16
-        if capability != 90:
-            return bf16 and case.cell in ("gru", "lstm") and case.options and cut != "streamed"
-        near = case.dtype == torch.float16 or case.cell == "rnn_relu"
-        return cut == "resident" or (not near and (bf16 or not case.options))
+        bf16 = case.dtype == torch.bfloat16
+        if capability == 90:
+            return not case.options or (bf16 and case.cell != "rnn_relu")
+        return bf16 and case.cell in ("gru", "lstm") and case.options and case.configuration.kind != "streamed"
 
     first = {}
     for capability in (90, 80, 100):
