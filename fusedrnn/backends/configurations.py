@@ -84,9 +84,9 @@ def _column(dtype: torch.dtype, precision: str) -> int:
     return 0 if dtype != torch.float32 else 1 if precision == "tf32" else 2
 
 
-def block_of(size: int, least: int = 16) -> int:
+def block_of(size: int) -> int:
     """How wide a tile that holds them all is: a power of two, as Triton wants it."""
-    return max(least, 1 << (size - 1).bit_length())
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def resident(H: int, dtype: torch.dtype) -> Configuration:
