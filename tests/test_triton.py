@@ -142,7 +142,7 @@ KINDS = [
     ("lstm", torch.bfloat16, 65, SMALL, {}, ["stepped", "streamed"]),
     ("gru", torch.float32, 65, H100, {"precision": "tf32"}, ["stepped", "streamed"]),
     ("rnn_tanh", torch.float32, 128, H100, {"precision": "tf32"}, ["resident", "stepped", "streamed"]),
-    ("rnn_tanh", torch.float32, 128, H100, {"precision": "ieee"}, ["stepped", "streamed"]),
+    ("rnn_tanh", torch.float32, 128, H100, {"precision": "ieee", "B": 2000}, ["stepped"]),
     ("rnn_tanh", torch.float16, 257, H100, {}, ["stepped"]),
     ("gru", torch.bfloat16, 64, H100, {"schedule": "concat", "I": 32}, ["resident", "stepped", "streamed"]),
     ("gru", torch.bfloat16, 64, H100, {"schedule": "concat", "I": 33}, ["stepped", "streamed"]),
@@ -245,7 +245,7 @@ def test_times_that_cannot_be_read_are_measured_again(text, nothing_tuned, monke
 
 
 def test_what_does_not_fit_gives_way_to_the_next(monkeypatch):
-    call = Sample("gru", T=2, B=1, I=3, H=4).call(torch.float32)
+    call = Sample("gru", T=2, B=1, I=3, H=4).call(torch.float32)._replace(precision="tf32")
     tried = []
 
     def launch(kernel, call, configuration, operands, constants):
@@ -257,15 +257,16 @@ def test_what_does_not_fit_gives_way_to_the_next(monkeypatch):
     monkeypatch.setattr(backend, "launch", launch)
     monkeypatch.setattr(ours, "devices", {"cpu"})
     ours.forward(call)
-    assert tried == ["resident", "stepped", "streamed"]
+    assert list(dict.fromkeys(tried)) == ["resident", "stepped", "streamed"]
+    before = len(tried)
     ours.forward(call)  # does not try again what did not fit
-    assert tried == ["resident", "stepped", "streamed", "streamed"]
+    assert tried[before:] == ["streamed"]
 
 
 def test_where_nothing_fits_every_reason_is_named(monkeypatch):
     from fusedrnn.backends import launches
 
-    call = Sample("gru", T=2, B=1, I=3, H=4).call(torch.float32)
+    call = Sample("gru", T=2, B=1, I=3, H=4).call(torch.float32)._replace(precision="tf32")
 
     def too_large(*given):
         raise OutOfResources(300_000, 232_448, "shared memory")

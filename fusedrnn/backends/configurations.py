@@ -96,7 +96,8 @@ def resident(H: int, dtype: torch.dtype) -> Configuration:
 
 
 # Rows, units, depth, stages and warps of those with weights in memory: of all that spill nothing, with any options, the
-# ones whose programs issue least (benchmarks/loops.py). In 16 bits, TF32 and IEEE float32, of which LEAST alone is one.
+# ones whose programs issue least (benchmarks/loops.py). In 16 bits, TF32 and IEEE float32, of which LEAST alone is one,
+# and none is streamed: without matrix instructions a step of all units would take one program 20 to 75 us.
 TILES = {
     ("streamed", "forward"): (((16, 64, 64, 3, 8),), ((16, 64, 16, 4, 8),), ()),
     ("streamed", "backward"): (((16, 128, 64, 3, 8), (16, 64, 128, 3, 8)), ((16, 64, 64, 3, 8),), ()),
@@ -144,7 +145,7 @@ def candidates(kernel: str, problem: Problem, gpu: Gpu) -> list[Configuration]:
     if most >= problem.H and (problem.schedule != "concat" or problem.tokens or problem.I <= MOST_INPUTS):
         found.append(resident(problem.H, problem.dtype))
     stepped = tiled("stepped", kernel, problem, gpu.processors)
-    if problem.H > MOST_STREAMED:
+    if problem.H > MOST_STREAMED or not TILES["streamed", kernel][_column(problem.dtype, problem.precision)]:
         return found + stepped
     streamed = tiled("streamed", kernel, problem, gpu.processors)
     programs = problem.D * -(-problem.B // FEWEST_ROWS)
