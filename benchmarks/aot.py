@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -34,6 +33,7 @@ from fusedrnn.backends.configurations import (
     resident,
     tiled,
 )
+from fusedrnn.backends.launches import triton_type
 from fusedrnn.cells import CELLS
 from fusedrnn.kernels import resident as resident_kernels
 from fusedrnn.kernels import tiled as tiled_kernels
@@ -87,8 +87,6 @@ def cases(capability: int) -> Iterator[Case]:
                 if dtype == torch.bfloat16 and kernel == "forward":
                     yield case._replace(options=(("CONCAT", True), *EVERYTHING))
                 for kind, size in SIZES.items():
-                    if kind == "streamed" and (dtype, precision) == (torch.float32, "ieee"):
-                        continue
                     problem = Problem(cell, "cuda", dtype, T=1, B=BATCH, I=size, H=size, precision=precision)
                     for configuration in tiled(kind, kernel, problem, H100.processors):
                         one = case._replace(H=size, configuration=configuration)
@@ -105,7 +103,7 @@ def compiled(case: Case, capability: int) -> Compiled:
         CONCAT=False, TOKENS=False, PACKED=False, LENGTHS=False, RESETS=False, SAVE=True, BIAS=True,
         DY=True, DH_N=True, DC_N=CELLS[case.cell].states == 2, PRECISION=case.precision, BLOCK_B=configuration.rows,
         BLOCK_I=block_of(MOST_INPUTS), BLOCK_H=configuration.units, BLOCK_N=configuration.units,
-        BLOCK_K=configuration.depth, TYPE=getattr(tl, str(case.dtype).removeprefix("torch.")), ALIGNED=True,
+        BLOCK_K=configuration.depth, TYPE=triton_type(case.dtype), ALIGNED=True,
         STREAMED=configuration.kind == "streamed", PHASE=tiled_kernels.phases_of(case.cell) - 1,
     )  # fmt: skip
     constants = {name: v for name, v in (constants | dict(case.options)).items() if name in function.arg_names}

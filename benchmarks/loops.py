@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.aot import Case, cases, compiled, tool
+from benchmarks.aot import BATCH, Case, cases, compiled, tool
 from fusedrnn.backends.base import Problem
 from fusedrnn.backends.configurations import H100, bytes_a_step
 from fusedrnn.cells import CELLS
 
-B = 64
 CLOCK = 1.98e3  # cycles a microsecond, of an H200
 SCHEDULERS = 4  # of a multiprocessor; each issues an instruction a cycle
 BARRIER = 30  # cycles
@@ -106,7 +105,7 @@ def row(case: Case) -> str:
         issued += step.issued
         of_class = {name: count + step.of_class[name] for name, count in of_class.items()}
     c = case.configuration
-    problem = Problem(case.cell, "cuda", case.dtype, T=1, B=B, I=case.H, H=case.H, precision=case.precision)
+    problem = Problem(case.cell, "cuda", case.dtype, T=1, B=BATCH, I=case.H, H=case.H, precision=case.precision)
     issue = issued * c.warps / SCHEDULERS + of_class["BAR"] * BARRIER
     issue /= CLOCK
     count = 0 if c.kind == "resident" else bytes_a_step(case.kernel, c, problem, H100.processors)

@@ -97,10 +97,10 @@ def resident(H: int, dtype: torch.dtype) -> Configuration:
 
 # Rows, units, depth, stages and warps of those with weights in memory: of all that spill nothing, with any options, the
 # ones whose programs issue least (benchmarks/loops.py). In 16 bits, TF32 and IEEE float32, of which LEAST alone is one,
-# and none is streamed: without matrix instructions a step of all units would take one program 20 to 75 us.
+# and none (None) is streamed: without matrix instructions a step of all units would take one program 20 to 75 us.
 TILES = {
-    ("streamed", "forward"): (((16, 64, 64, 3, 8),), ((16, 64, 16, 4, 8),), ()),
-    ("streamed", "backward"): (((16, 128, 64, 3, 8), (16, 64, 128, 3, 8)), ((16, 64, 64, 3, 8),), ()),
+    ("streamed", "forward"): (((16, 64, 64, 3, 8),), ((16, 64, 16, 4, 8),), None),
+    ("streamed", "backward"): (((16, 128, 64, 3, 8), (16, 64, 128, 3, 8)), ((16, 64, 64, 3, 8),), None),
     ("stepped", "forward"): (
         ((16, 32, 64, 3, 4), (16, 16, 64, 3, 4)),
         ((32, 16, 16, 8, 4), (16, 32, 16, 8, 4), (16, 16, 16, 8, 4)),
@@ -117,12 +117,11 @@ LEAST = (16, 16, 16, 2, 4)  # the least shared memory
 
 def tiled(kind: str, kernel: str, problem: Problem, processors: int) -> list[Configuration]:
     """Those of one kind, in the order of `bytes_a_step`; last the one of least shared memory."""
+    tiles = TILES[kind, kernel][_column(problem.dtype, problem.precision)]
+    if tiles is None:
+        return []
     most_rows, most_units = block_of(problem.B), block_of(problem.H)
-    found = [
-        Configuration(kind, *sizes)
-        for sizes in TILES[kind, kernel][_column(problem.dtype, problem.precision)]
-        if sizes[0] <= most_rows and sizes[1] <= most_units
-    ]
+    found = [Configuration(kind, *sizes) for sizes in tiles if sizes[0] <= most_rows and sizes[1] <= most_units]
     found.sort(key=lambda configuration: bytes_a_step(kernel, configuration, problem, processors))
     return [*found, Configuration(kind, *LEAST)]
 
@@ -145,7 +144,7 @@ def candidates(kernel: str, problem: Problem, gpu: Gpu) -> list[Configuration]:
     if most >= problem.H and (problem.schedule != "concat" or problem.tokens or problem.I <= MOST_INPUTS):
         found.append(resident(problem.H, problem.dtype))
     stepped = tiled("stepped", kernel, problem, gpu.processors)
-    if problem.H > MOST_STREAMED or not TILES["streamed", kernel][_column(problem.dtype, problem.precision)]:
+    if problem.H > MOST_STREAMED:
         return found + stepped
     streamed = tiled("streamed", kernel, problem, gpu.processors)
     programs = problem.D * -(-problem.B // FEWEST_ROWS)

@@ -55,7 +55,7 @@ def _launch_tiled(kernel, call, configuration, operands, constants):
     given = {
         **operands,
         **constants,
-        "TYPE": _triton_type(call.dtype),
+        "TYPE": triton_type(call.dtype),
         "ALIGNED": aligned,
         "STREAMED": streamed,
         "BLOCK_B": configuration.rows,
@@ -212,7 +212,7 @@ def _blocks(size: int, block: int) -> int:
     return max(1, -(-size // block))
 
 
-def _triton_type(dtype: torch.dtype) -> Any:
+def triton_type(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
     return getattr(tl, str(dtype).removeprefix("torch."))

@@ -68,7 +68,7 @@ class TritonBackend(Backend):
         return ", ".join(f"{kernel} {self._configurations(kernel, problem)[0]}" for kernel in passes)
 
     def forward(self, call: Call) -> Outputs:
-        self._refuse_what_the_kernels_lack(call)
+        problem = self._problem_of(call)
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
         with _on_its_device(call):
             concat = call.schedule == "concat" and not call.tokens  # a token's row of the table is its product
@@ -90,11 +90,11 @@ class TritonBackend(Backend):
                 CONCAT=concat, TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bias is not None,
                 BLOCK_I=block_of(call.I) if concat else 16,
             )  # fmt: skip
-            self._launch("forward", call, operands, constants)
+            self._launch("forward", problem, call, operands, constants)
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
-        self._refuse_what_the_kernels_lack(call)
+        problem = self._problem_of(call)
         G, D, R, H, like = len(call.spec.gates), call.D, call.R, call.H, call.weights[0].w_ih
         dgates, before = like.new_empty(D, R, G * H), like.new_empty(D, R, H)
         dgates_h = torch.empty_like(dgates) if call.cell == "gru" else dgates
@@ -111,7 +111,7 @@ class TritonBackend(Backend):
                 dgates_h=dgates_h, before=before, reset_h=reset_h, dh0=dh0, dc0=dc0, dy_step=dy_step, dy_batch=dy_batch,
             )  # fmt: skip
             constants = _constants(call) | dict(DY=dy is not None, DH_N=dh_n is not None, DC_N=dc_n is not None)
-            self._launch("backward", call, operands, constants)
+            self._launch("backward", problem, call, operands, constants)
             grads: list[Tensor | None] = [_input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
             x = _rows(call)
             for d in range(D):
@@ -122,9 +122,10 @@ class TritonBackend(Backend):
                 grads += (*gradients.of_weights(call, x, dgates[d], dgates_h[d], before[d], of_reset), None)
         return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
 
-    def _launch(self, kernel: str, call: Call, operands: dict[str, Any], constants: dict[str, Any]) -> None:
+    def _launch(
+        self, kernel: str, problem: Problem, call: Call, operands: dict[str, Any], constants: dict[str, Any]
+    ) -> None:
         """With the first configuration that fits the device."""
-        problem = Problem.of(call)
 
         def milliseconds(configuration: Configuration) -> float:
             from triton.testing import do_bench
@@ -152,10 +153,12 @@ class TritonBackend(Backend):
             found = fastest_first(f"{tuning_key(kernel, problem)} on {gpu.name}, {_kernels()}", found, time)
         return found
 
-    def _refuse_what_the_kernels_lack(self, call: Call) -> None:
-        """`select` never sends these here, a call of the raw op may."""
-        if reasons := self.not_supported_reasons(Problem.of(call)):
+    def _problem_of(self, call: Call) -> Problem:
+        """BackendError for one that the kernels lack: `select` never sends these here, a call of the raw op may."""
+        problem = Problem.of(call)
+        if reasons := self.not_supported_reasons(problem):
             raise BackendError(f"triton: {'; '.join(reasons)}")
+        return problem
 
 
 @functools.cache
