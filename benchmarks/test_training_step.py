@@ -10,12 +10,11 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks import pairs
 from benchmarks.record import Row
 from fusedrnn.lm.corpus import load_corpus
-from fusedrnn.lm.trainer import TrainConfig, Trainer, grad_clipping
+from fusedrnn.lm.trainer import TrainConfig, Trainer
 
 STEPS_COMPARED = 20
 
@@ -67,19 +66,19 @@ def test_training_step(cell, hidden, clip, threads, budget, benchmark, record):
 def test_rest_of_the_step(cell, hidden, clip, threads, budget, benchmark, record):
     """Head, loss, clipping and optimizer alone: the part of the step that is the same on both sides."""
     trainer = Steps("fusedrnn", cell, hidden, clip).trainer
-    model, optimizer = trainer.model, trainer.optimizer
-    _, targets = next(iter(trainer.batches))
+    model, (_, targets) = trainer.model, next(iter(trainer.batches))
     y = torch.randn(*targets.shape, hidden, requires_grad=True)
-    for parameter in model.rnn.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    of_layer = [(parameter, torch.zeros_like(parameter)) for parameter in model.rnn.parameters()]
+
+    def backward_of_layer(dy: torch.Tensor) -> None:
+        for parameter, gradient in of_layer:
+            parameter.grad = gradient
+
+    y.register_hook(backward_of_layer)
 
     def rest():
-        loss = F.cross_entropy(model.head(y).flatten(0, 1), targets.flatten())
-        y.grad = model.head.weight.grad = model.head.bias.grad = None
-        loss.backward()
-        if clip:
-            grad_clipping(model, clip)
-        optimizer.step()
+        y.grad = None
+        trainer.learn(model.head(y), targets)
 
     benchmark.group = f"{_name(cell, hidden)}, {threads} threads"
     benchmark.name = "rest of the step"

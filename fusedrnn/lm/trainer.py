@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +114,7 @@ class Trainer:
                 backend=config.backend,
                 init=config.init,
             )
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=config.lr)
+        self.parameters: list[torch.Tensor] = list(self.model.parameters())
         self.history: list[Epoch] = []
 
     def run(self) -> Iterator[Epoch]:
@@ -149,13 +149,20 @@ class Trainer:
         Returns the mean cross-entropy before the step, and the state after x to go on from.
         """
         scores, state = self.model(x, state)
+        return self.learn(scores, y), detach(state)
+
+    def learn(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """One SGD step from scores [T, B, V] of targets y [T, B]; returns the mean cross-entropy before it."""
         loss = F.cross_entropy(scores.flatten(0, 1), y.flatten())
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()
+        gradients = gradients_of(self.parameters)
         if self.config.clip:
-            grad_clipping(self.model, self.config.clip)
-        self.optimizer.step()
-        return loss.detach(), detach(state)
+            clip(gradients, self.config.clip)
+        with torch.no_grad():  # what torch.optim.SGD computes, in one call
+            torch._foreach_add_(self.parameters, gradients, alpha=-self.config.lr)
+        return loss.detach()
 
 
 def train(config: TrainConfig, corpus: Corpus) -> Trainer:
@@ -171,12 +178,19 @@ def train(config: TrainConfig, corpus: Corpus) -> Trainer:
 
 def grad_clipping(net: nn.Module, theta: float) -> torch.Tensor:
     """Scale the gradients g of all of net's parameters by min(1, theta / |g|), |g| their global norm; returns |g|."""
-    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    scale = (theta / norm).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(scale)
+    return clip(gradients_of(net.parameters()), theta)
+
+
+def clip(gradients: list[torch.Tensor], theta: float) -> torch.Tensor:
+    """Scale the gradients in place, as grad_clipping does; returns their global norm."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (theta / norm).clamp(max=1.0))
     return norm
+
+
+def gradients_of(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradients that backward left; parameters that took no part have none."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def perplexity(loss: float) -> float:

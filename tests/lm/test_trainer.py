@@ -66,6 +66,26 @@ def test_twenty_steps_give_the_losses_of_the_control(cell, sampling, small):
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.01, 100.0])
+def test_a_step_is_that_of_torchs_sgd_to_the_bit(clip, small):
+    ours, theirs = (Trainer(dataclasses.replace(SMALL, clip=clip), small) for _ in range(2))
+    optimizer = torch.optim.SGD(theirs.model.parameters(), theirs.config.lr)
+    for x, y in itertools.islice(ours.batches, 3):
+        loss, _ = ours.train_step(x, y, None)
+        want = F.cross_entropy(theirs.model(x)[0].flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        want.backward()
+        if clip:
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in theirs.model.parameters()])
+            assert (norm > clip) == (clip < 1)
+            for parameter in theirs.model.parameters():
+                parameter.grad *= (clip / norm).clamp(max=1.0)
+        optimizer.step()
+        assert torch.equal(loss, want)
+        for one, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_state_is_carried_through_an_epoch_and_not_into_the_next(small):
     seen = []
     for sampling in ("sequential", "random"):
