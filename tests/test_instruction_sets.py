@@ -10,6 +10,7 @@ import pytest
 import torch
 from problems import assert_close_to_float64, assert_equal, cases, errors_of, run, typical_ratio
 
+import fusedrnn
 from fusedrnn import _extension, info
 from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_set, instruction_sets
 
@@ -66,6 +67,59 @@ def test_what_the_kernels_write_does_not_depend_on_the_threads(forced, sample, b
         results.append(run(sample, backend, torch.float32))
     one, two = ({name: t for name, t in r.items() if name in ("y", "h_n", "c_n", "dh0", "dc0")} for r in results)
     assert_equal(one, two)
+
+
+def applied(function: str, x: torch.Tensor) -> torch.Tensor:
+    """tanh or sigmoid of finite x [N, 16]: an RNN whose y is tanh(x), a GRU whose y is z * 1."""
+    with torch.no_grad():
+        layer = getattr(fusedrnn, {"tanh": "RNN", "sigmoid": "GRU"}[function])(16, 16, bias=False, backend="cpu")
+        layer.weight_hh_l0.zero_()
+        layer.weight_ih_l0.zero_()[-32:][:16].copy_(torch.eye(16))
+        return layer(x[None], torch.ones(1, *x.shape))[0][0]
+
+
+def distance(got: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest error, in units of the last place of float32; numbers below the smallest normal one are zero."""
+    tiny = torch.finfo(torch.float32).tiny
+    exact = torch.where(exact.abs() < tiny, 0.0, exact)
+    ulp = torch.exp2(torch.floor(torch.log2(exact.abs().clamp(min=tiny))) - 23)
+    return float(((got - exact).abs() / ulp).max())
+
+
+@pytest.mark.parametrize("function", ["tanh", "sigmoid"])
+def test_two_units_in_the_last_place_over_all_of_float32(forced, function):
+    bits = torch.arange(-(2**31), 2**31, 1021).to(torch.int32)
+    around = torch.linspace(-100, 100, 400_000)  # where neither is flat
+    x = torch.cat([bits.view(torch.float32), around])
+    x = x[x.isfinite()]
+    x = x[: len(x) // 16 * 16].view(-1, 16)
+    assert distance(applied(function, x), getattr(torch, function)(x.double())) <= 2
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saturation_infinity_and_nan_are_those_of_torch(forced, cell, dtype):
+    """Every gate, alone among ordinary ones and all at once, at every extreme."""
+    big = torch.finfo(dtype).max
+    extremes = torch.tensor([0.0, 40, 800, big, torch.inf, torch.nan, -0.0, -40, -800, -big, -torch.inf], dtype=dtype)
+    H = len(extremes)
+    theirs = getattr(torch.nn, cell)(1, H, dtype=dtype)
+    ours = getattr(fusedrnn, cell)(1, H, dtype=dtype, backend="cpu")
+    gates = len(theirs.bias_ih_l0) // H
+    x, h = torch.ones(1, 2, 1, dtype=dtype), torch.full((1, 2, H), 0.5, dtype=dtype)
+    state = (h, h) if cell == "LSTM" else h
+    for pushed in (*([gate] for gate in range(gates)), range(gates)):
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter.fill_(0.25)
+            theirs.weight_hh_l0.zero_()
+            for gate in pushed:
+                theirs.bias_ih_l0[gate * H : gate * H + H] = extremes
+        ours.load_state_dict(theirs.state_dict())
+        with torch.no_grad():
+            (y, after), (want, want_after) = ours(x, state), theirs(x, state)
+        torch.testing.assert_close(y, want, equal_nan=True)
+        torch.testing.assert_close(after, want_after, equal_nan=True)
 
 
 @needs_library
