@@ -1,0 +1,72 @@
+"""Numbers below the smallest normal one: they cost no time, and the kernels leave the processor's mode as it was."""
+
+import time
+
+import pytest
+import torch
+
+import fusedrnn
+from fusedrnn import _extension
+
+pytestmark = pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
+
+T, B, SIZE = 24, 16, 96
+DENORMAL = 1e-40
+
+
+@pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"], autouse=True)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def fastest(*works, rounds: int = 7) -> list[float]:
+    """The least seconds of each, by turns."""
+    least = [torch.inf] * len(works)
+    for _ in range(rounds):
+        for k, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            least[k] = min(least[k], time.perf_counter() - start)
+    return least
+
+
+def step(cell: str, x: torch.Tensor, state: torch.Tensor, dy: torch.Tensor | None):
+    """A forward call, and with dy a backward too, ready to run."""
+    layer = getattr(fusedrnn, cell)(SIZE, SIZE, bias=False, backend="cpu")
+    states = (state, state) if cell == "LSTM" else state
+
+    def run() -> None:
+        with torch.set_grad_enabled(dy is not None):
+            y, _ = layer(x, states)
+        if dy is not None:
+            torch.autograd.grad(y, list(layer.parameters()), dy)
+
+    return run
+
+
+@pytest.mark.skipif("not __import__('platform').machine() in ('x86_64', 'AMD64')", reason="flushed on x86 alone")
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_they_take_no_longer(cell):
+    """16 to 130 times as long where the processor computes with them."""
+    x, state, dy = torch.randn(T, B, SIZE), torch.randn(1, B, SIZE), torch.randn(T, B, SIZE)
+    forward, tiny = fastest(step(cell, x, state, None), step(cell, x * DENORMAL, state * DENORMAL, None))
+    assert tiny < 3 * forward
+    both, tiny_state, tiny_dy = fastest(
+        step(cell, x, state, dy), step(cell, x, state * DENORMAL, dy), step(cell, x, state, dy * DENORMAL)
+    )
+    assert max(tiny_state, tiny_dy) < 3 * both
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_torch_computes_with_them_afterwards(cell):
+    step(cell, torch.randn(T, B, SIZE), torch.zeros(1, B, SIZE), torch.randn(T, B, SIZE))()
+    assert (torch.full((200_000,), DENORMAL) * 0.5).all()  # on every thread
+    torch.set_flush_denormal(True)
+    try:
+        step(cell, torch.randn(T, B, SIZE), torch.zeros(1, B, SIZE), None)()
+        assert not (torch.full((1,), DENORMAL) * 0.5).any()
+    finally:
+        torch.set_flush_denormal(False)
