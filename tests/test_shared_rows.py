@@ -1,9 +1,12 @@
 """More threads than rows: threads share rows, each with hidden units of its own, and meet after every step."""
 
+import dataclasses
 import threading
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from problems import Sample, assert_equal, run
 
 from fusedrnn import _extension
@@ -51,6 +54,43 @@ def test_bits_do_not_depend_on_who_shares(sample, instruction_set):
     torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(instruction_set))
     alone = results(sample, 1)
     for threads in (2, 3, 5, 8):
+        assert_equal(results(sample, threads), alone)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@settings(
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.builds(
+        Sample,
+        cell=st.sampled_from(CELLS),
+        T=st.integers(1, 40),
+        B=st.integers(2, 9),
+        I=st.integers(1, 40),
+        H=st.integers(1, 230),
+        D=st.integers(1, 2),
+        bias=st.booleans(),
+        tokens=st.booleans(),
+        lengths=st.sampled_from(["", "given", "packed"]),
+        resets=st.booleans(),
+        schedule=st.sampled_from(["concat", "hoisted"]),
+        save=st.sampled_from(["full", "lean"]),
+    ),
+    st.booleans(),
+)
+def test_bits_do_not_depend_on_the_threads(instruction_set, sample, reverse):
+    if instruction_set not in instruction_sets():
+        pytest.skip(f"no {instruction_set} in this processor or this build")
+    torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(instruction_set))
+    sample = dataclasses.replace(sample, reverse=reverse and sample.D == 1)
+    alone = results(sample, 1)
+    for threads in (2, 3, 5):
         assert_equal(results(sample, threads), alone)
 
 
