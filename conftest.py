@@ -15,7 +15,9 @@ def pytest_addoption(parser):
     group = parser.getgroup("fusedrnn")
     group.addoption("--benchmark", action="store_true", help="run the benchmarks, as `pytest benchmarks` does")
     group.addoption("--threads", default="1,all", help="numbers of threads to measure with (default 1,all)")
-    group.addoption("--budget", type=float, default=0.6, help="seconds a row may take, beyond its fewest rounds")
+    group.addoption(
+        "--budget", type=float, default=0.4, help="seconds for each side of a problem, beyond its fewest rounds"
+    )
     group.addoption(
         "--results", type=Path, default=BENCHMARKS / "results", metavar="FOLDER",
         help="where rows are kept, replacing those of the same name, as --results=FOLDER (default benchmarks/results)",

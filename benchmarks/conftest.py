@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.record import Record, describe_machine, file_name
-from benchmarks.report import table
+from benchmarks.tables import table
 
 RECORD = pytest.StashKey[Record]()
 

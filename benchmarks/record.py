@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 import fusedrnn
-from benchmarks.pairs import Spread
+from fusedrnn.bench.grid import Problem
+from fusedrnn.bench.pairs import Spread
 from fusedrnn.lm.files import write_atomically
 
 RESULTS = Path(__file__).with_name("results")
@@ -29,12 +30,13 @@ RESULTS = Path(__file__).with_name("results")
 
 @dataclass(frozen=True)
 class Row:
-    """One side of one problem. Times are milliseconds; `ratio` is the opponent's time over ours in the same round,
-    `over_floor` ours over the floor: the GEMMs alone on a CPU, `gpu.floors` on a GPU. None: no such thing in this row.
+    """One side of one problem. Times are milliseconds; `ratio` is the time of torch.nn over this side's in the same
+    round, `onnxruntime_ratio` that of onnxruntime over it, `over_floor` this side's over the floor: on a CPU the GEMMs
+    alone, on a GPU `gpu.floors`, of a call at a new length a warm one. None: no such thing in this row.
 
     `clock`: "wall"; on a GPU also "events", the time between events around the call, and "graph", the same around the
     replay of a captured graph. `threads`: 0 where their number does not matter. `error`: the largest distance of a
-    result from float64, relative to that result's norm.
+    result from float64, relative to that result's norm. `backend`: what `auto` took.
     """
 
     problem: str
@@ -46,6 +48,15 @@ class Row:
     over_floor: Spread | None = None
     clock: str = "wall"
     error: float | None = None
+    onnxruntime_ratio: Spread | None = None
+    backend: str | None = None
+
+    @property
+    def layer(self) -> Problem | None:
+        """The problem, where the row is of one: not of a training step or a cold start."""
+        with contextlib.suppress(ValueError):
+            return Problem.of(self.problem)
+        return None
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -123,6 +134,7 @@ def describe_machine() -> dict:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": [f"torch {torch.__version__}", f"fusedrnn {fusedrnn.__version__}"],
         "gpu_versions": _gpu_versions() if torch.cuda.is_available() else [],
+        "peers": _installed("onnxruntime"),
         "python": platform.python_version(),
     }
 
@@ -145,10 +157,15 @@ def _driver() -> str | None:
 
 
 def _gpu_versions() -> list[str]:
-    found = [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found.append(f"triton {importlib.metadata.version('triton')}")
-    return found
+    return [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}", *_installed("triton")]
+
+
+def _installed(package: str) -> list[str]:
+    """Its name and version; nothing where it is not installed."""
+    try:
+        return [f"{package} {importlib.metadata.version(package)}"]
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _rounded(value):

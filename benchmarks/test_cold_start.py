@@ -1,31 +1,45 @@
-"""What is paid once: importing, the first call of a process, the first call at a new length."""
+"""What is paid once: importing, the first call of a process, the first call at a new length beside a warm one."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
-from benchmarks.pairs import milliseconds, ratios
+import pytest
+
+from benchmarks import replay
 from benchmarks.record import Row
+from fusedrnn.bench.grid import TORCH
+from fusedrnn.bench.pairs import interleaved, milliseconds, ratios
+
+pytestmark = pytest.mark.benchmark(timer=replay.clock)
 
 PROCESSES = 10
 
-# Prints seconds: of the import after torch, of the first call, of the first call at a new length.
+# Prints seconds: of the import after torch, of the first call; then medians, of the first calls at lengths that are new
+# and of calls at one that is not, by turns.
 PROGRAM = """
-import time, torch
+import statistics, time, torch
 def since(start):
     return time.perf_counter() - start
 start = time.perf_counter()
 import {library}
 print(since(start))
 layer = {library}.GRU(28, 256)
-for length in (35, 36):
+def call(length):
     x = torch.randn(length, 32, 28)
     start = time.perf_counter()
     layer(x)[0].sum().backward()
-    print(since(start))
+    return since(start)
+print(call(35))
+for _ in range(20):
+    call(35)
+new, warm = zip(*((call(length), call(35)) for length in (*range(30, 35), *range(36, 41))))
+print(statistics.median(new))
+print(statistics.median(warm))
 """
-EVENTS = ("import", "first call", "new length")
+EVENTS = ("import", "first call", "new length", "warm call")
 
 
 def events(library: str) -> list[float]:
@@ -34,19 +48,27 @@ def events(library: str) -> list[float]:
     return [float(line) for line in run.stdout.split()]
 
 
-def test_cold_start(benchmark, record):
-    own: list[list[float]] = []
-    theirs: list[list[float]] = []
+@pytest.fixture(scope="module")
+def processes() -> dict[str, dict[str, list[float]]]:
+    """Seconds of each event, process by process, of both libraries by turns."""
+    found: dict[str, list[list[float]]] = {TORCH: [], "fusedrnn": []}
 
-    def pair():
-        theirs.append(events("torch.nn"))
-        own.append(events("fusedrnn"))
+    def turn(library: str):
+        def run() -> float:
+            found[library].append(events(library))
+            return sum(found[library][-1])
 
-    benchmark.group = "cold start"
-    benchmark.name = "a process of each library"
-    benchmark.pedantic(pair, rounds=PROCESSES, iterations=1)
-    if benchmark.disabled:
-        return
-    for event, ours, torchs in zip(EVENTS, zip(*own, strict=True), zip(*theirs, strict=True), strict=True):
-        both = () if event == "import" else (milliseconds(torchs), ratios(torchs, ours))
-        record.rows.append(Row(f"cold start, {event}", "auto", 0, milliseconds(ours), *both))
+        return run
+
+    interleaved({library: turn(library) for library in found}, PROCESSES)
+    return {library: dict(zip(EVENTS, zip(*runs, strict=True), strict=True)) for library, runs in found.items()}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_cold_start(event, processes, benchmark, record):
+    ours, theirs = processes["fusedrnn"], processes[TORCH]
+    replay.show(benchmark, "cold start", event, ours[event])
+    both = () if event == "import" else (milliseconds(theirs[event]), ratios(theirs[event], ours[event]))
+    row = Row(f"cold start, {event}", "auto", 0, milliseconds(ours[event]), *both)
+    over_warm = ratios(ours[event], ours["warm call"]) if event == "new length" else None
+    record.rows.append(dataclasses.replace(row, over_floor=over_warm))

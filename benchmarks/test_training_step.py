@@ -11,10 +11,14 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import pairs
+from benchmarks import replay
 from benchmarks.record import Row
+from fusedrnn.bench import pairs
+from fusedrnn.bench.grid import TORCH
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.trainer import TrainConfig, Trainer
+
+pytestmark = pytest.mark.benchmark(timer=replay.clock)
 
 STEPS_COMPARED = 20
 
@@ -52,14 +56,12 @@ def test_training_step(cell, hidden, clip, threads, budget, benchmark, record):
         ours, theirs = (float(side.step()) for side in compared)
         assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs)), f"loss of step {step}: {ours}, torch.nn {theirs}"
     ours, theirs = compared
-    benchmark.group = f"{_name(cell, hidden)}, {threads} threads"
-    benchmark.name = "auto"
-    own, times = pairs.paired(benchmark, ours.epoch, {"torch.nn": theirs.epoch}, 4 * budget)
-    if not benchmark.disabled:
-        steps = len(ours.trainer.batches)
-        step, opponent = (pairs.milliseconds([s / steps for s in side]) for side in (own, times["torch.nn"]))
-        ratio = pairs.ratios(times["torch.nn"], own)
-        record.rows.append(Row(_name(cell, hidden), "auto", threads, step, opponent, ratio))
+    steps = len(ours.trainer.batches)
+    times = pairs.paired({"auto": ours.epoch, TORCH: theirs.epoch}, 6 * budget)
+    own, opponent = ([s / steps for s in times[side]] for side in ("auto", TORCH))
+    replay.show(benchmark, f"{_name(cell, hidden)}, {threads} threads", "auto", own)
+    milliseconds = map(pairs.milliseconds, (own, opponent))
+    record.rows.append(Row(_name(cell, hidden), "auto", threads, *milliseconds, pairs.ratios(opponent, own)))
 
 
 @pytest.mark.parametrize(("cell", "hidden", "clip"), MODELS)
@@ -80,8 +82,6 @@ def test_rest_of_the_step(cell, hidden, clip, threads, budget, benchmark, record
         y.grad = None
         trainer.learn(model.head(y), targets)
 
-    benchmark.group = f"{_name(cell, hidden)}, {threads} threads"
-    benchmark.name = "rest of the step"
-    own, _ = pairs.paired(benchmark, rest, {}, budget)
-    if not benchmark.disabled:
-        record.rows.append(Row(_name(cell, hidden), "rest", threads, pairs.milliseconds(own)))
+    own = pairs.paired({"rest": rest}, budget)["rest"]
+    replay.show(benchmark, f"{_name(cell, hidden)}, {threads} threads", "rest of the step", own)
+    record.rows.append(Row(_name(cell, hidden), "rest", threads, pairs.milliseconds(own)))

@@ -1,10 +1,11 @@
-"""The command line: `fusedrnn train | sample | info`, also as `python -m fusedrnn.cli`.
+"""The command line: `fusedrnn train | sample | bench | info`, also as `python -m fusedrnn.cli`.
 
 Whatever the user got wrong is said in one line on standard error, and the exit status is 2.
 """
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -96,6 +97,20 @@ def sample_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bench_command(arguments: argparse.Namespace) -> int:
+    """Time one layer beside torch.nn; 1 where a check failed."""
+    from fusedrnn.bench import command
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        return 0 if command.run(command.problem_of(arguments), arguments.seconds) else 1
+    except BackendError:
+        raise
+    except RuntimeError as error:  # memory is short, or a size beyond what torch counts
+        raise BadInput(str(error).splitlines()[0]) from error
+
+
 def info_command(arguments: argparse.Namespace) -> int:
     """Say what is built, what is available, and why not."""
     from fusedrnn import info
@@ -143,6 +158,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    """More than 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+    return number
+
+
 def _seed(text: str) -> int:
     """An integer that torch takes as a seed."""
     if not 0 <= (number := int(text)) < 2**63:
@@ -151,10 +173,11 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fusedrnn", description="Recurrent networks on fused kernels: train, sample, inspect.")
+    parser = _Parser(prog="fusedrnn", description="Recurrent networks on fused kernels: train, sample, time, inspect.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_train(commands)
     _add_sample(commands)
+    _add_bench(commands)
     info = commands.add_parser("info", help="versions, what is built, what is available and why not")
     info.set_defaults(command=info_command)
     return parser
@@ -237,6 +260,39 @@ def _add_sample(commands: "argparse._SubParsersAction[_Parser]") -> None:
     sample.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest character")
     sample.add_argument("--seed", type=_seed, default=0, help="of the draws, where the temperature is not 0")
     _add_library(sample, None)
+
+
+def _add_bench(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time a layer of your sizes beside torch.nn",
+        description="Time one layer on this CPU, forward and backward: torch.nn, what auto takes, every backend that "
+        "can run it, and for float32 inference onnxruntime, where it and onnx are installed. All take turns, once "
+        "their outputs and gradients agreed with float64: a side that did not has no time, and the exit status is 1. "
+        "Ratios are medians of the time of torch.nn over that of the side in the same round: above 1 is faster.",
+        formatter_class=_Help,
+    )
+    bench.set_defaults(command=bench_command)
+    layer = bench.add_argument_group("layer")
+    layer.add_argument("--cell", choices=("rnn", "gru", "lstm"), default="lstm", help="kind of layer; rnn: tanh")
+    for name, default, what in (
+        ("T", 35, "time steps"),
+        ("B", 32, "sequences in the batch"),
+        ("I", 28, "inputs"),
+        ("H", 256, "hidden units"),
+    ):
+        layer.add_argument(f"--{name}", type=_count, default=default, metavar=name, help=what)
+    layer.add_argument("--layers", type=_count, default=1, metavar="L", help="layers, one above the other")
+    layer.add_argument("--bidirectional", action="store_true", help="both directions")
+    layer.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32", help="of all tensors")
+    given = bench.add_argument_group("input")
+    given.add_argument("--batch-first", action="store_true", help="[B, T, I] in place of [T, B, I]")
+    given.add_argument("--packed", action="store_true", help="packed sequences of lengths drawn evenly from 1 to T")
+    given.add_argument("--tokens", action="store_true", help="int64 tokens, of which torch.nn is given one-hot rows")
+    run = bench.add_argument_group("run")
+    run.add_argument("--inference", action="store_true", help="forward alone, without gradients")
+    run.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's choice)")
+    run.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="time for each side, beyond 5 rounds")
 
 
 def _add_library(group: "argparse.ArgumentParser | argparse._ArgumentGroup", default: str | None) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import grid
 from benchmarks.gpu import floors
 from benchmarks.gpu.micro import Physics
-from benchmarks.pairs import Spread
 from benchmarks.record import Row
+from fusedrnn.bench import grid
+from fusedrnn.bench.pairs import Spread
 
 MACHINE = {"gpu": "MADE INPUT, NOT MEASURED"}
 MHZ = 1000.0  # a cycle is a nanosecond

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks.precision import excess, norm
 from fusedrnn import ops
 from fusedrnn.backends.base import Problem
+from fusedrnn.bench.precision import excess, norm
 from fusedrnn.call import Call, Weights
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY

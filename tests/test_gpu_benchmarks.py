@@ -17,9 +17,10 @@ import pytest
 import torch
 from made_chip import row
 
-from benchmarks import gate, grid, record
+from benchmarks import record
 from benchmarks.gpu import layers, micro
 from benchmarks.record import RESULTS, Failure, Record
+from fusedrnn.bench import gate, grid
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((RESULTS / "schema.json").read_text())

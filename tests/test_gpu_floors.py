@@ -7,8 +7,8 @@ import math
 import made_chip
 import pytest
 
-from benchmarks import grid
 from benchmarks.gpu import floors, micro, plan
+from fusedrnn.bench import grid
 
 PHYSICS = made_chip.physics()
 
@@ -72,7 +72,7 @@ def test_more_tiles_than_clusters_take_turns():
     assert of_sixteen[1] == pytest.approx(2 * of_sixteen[0])  # six fit at once; the seventh tile waits for them
 
 
-@pytest.mark.parametrize("precision", grid.PRECISIONS)
+@pytest.mark.parametrize("precision", plan.PRECISIONS)
 def test_every_row_has_a_floor_that_grows(precision):
     problems = [problem for problem in plan.grid() if problem.precision == precision]
     found = {str(problem): floors.floor(problem, PHYSICS) for problem in problems}

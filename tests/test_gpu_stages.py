@@ -16,10 +16,10 @@ import pytest
 import torch
 from made_chip import row
 
-from benchmarks import grid
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import floors, layers, micro, plan, published, stages, table
 from benchmarks.record import RESULTS, Failure, Record
+from fusedrnn.bench import grid
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((RESULTS / "schema.json").read_text())
@@ -174,7 +174,7 @@ def test_a_process_that_dies_over_a_problem_is_replaced(place, monkeypatch):
 def test_large_rates_are_named_as_the_floors_want_them():
     found = list(stages.large_rates(edge=64, copied=1 << 16, device="cpu"))
     physics = micro.Physics(found, {})
-    assert all(physics.value("matrix product", precision=precision) > 0 for precision in grid.PRECISIONS)
+    assert all(physics.value("matrix product", precision=precision) > 0 for precision in plan.PRECISIONS)
     assert physics.value("copy") > 0
 
 

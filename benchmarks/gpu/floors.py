@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 from benchmarks.gpu.micro import Missing, Physics
-from benchmarks.grid import Problem
+from fusedrnn.bench.grid import Problem
 
 KB = 1024
 WEIGHTS_A_CTA = 292 * KB  # 192 registers of 256 threads, and 100 KB of shared memory

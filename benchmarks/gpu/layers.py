@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import gate, grid, pairs
 from benchmarks.gpu import plan
 from benchmarks.gpu.floors import floor
 from benchmarks.gpu.micro import Physics
-from benchmarks.pairs import Spread, milliseconds, ratios
 from benchmarks.record import Failure, Record, Row
+from fusedrnn.bench import gate, grid, pairs
+from fusedrnn.bench.measure import checked
+from fusedrnn.bench.pairs import Spread, milliseconds, ratios
 
 LONGEST_GRAPH = 4096  # steps; a graph has a node for each kernel, some to a step
 GRAPH = "capture"  # what the side of a failure ends with when its graph could not be captured
@@ -29,14 +30,9 @@ def measure(problem: grid.Problem, sides: list[str], physics: Physics) -> Record
     with grid.float32_precision(problem.precision):
         for side in sides:
             try:
-                runs[side] = grid.layer(grid.module_of(problem, side), problem, x, dy)
-                results = runs[side]()
-                errors[side] = gate.check_sound(problem, results)
-                if side != grid.TORCH:
-                    gate.check(problem, results)
-            except (AssertionError, RuntimeError) as reason:
+                runs[side], errors[side] = checked(problem, side, x, dy)
+            except (gate.GateError, RuntimeError) as reason:
                 record.failures.append(failure(problem, side, reason))
-                runs.pop(side, None)
         for clock, calls in _clocks(problem, runs, record.failures):
             times = _rounds(calls)
             for side, seconds in times.items():
@@ -88,7 +84,7 @@ def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]
     for side, run in runs.items():
         try:
             replays[side] = between_events(captured(problem, run))
-        except (AssertionError, RuntimeError) as reason:
+        except (gate.GateError, RuntimeError) as reason:
             failures.append(failure(problem, f"{side} {GRAPH}", reason))
             return
     yield "graph", replays
@@ -127,13 +123,8 @@ def captured(problem: grid.Problem, run: Run) -> Call:
 
 
 def _rounds(calls: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Seconds of each side, round by round; within a round the order is reversed every second time."""
-    times: dict[str, list[float]] = {side: [] for side in calls}
-    once = {side: call() for side, call in calls.items()}
-    for index in range(plan.rounds(max(once.values()))):
-        for side in sorted(calls, reverse=bool(index % 2)):
-            times[side].append(calls[side]())
-    return times
+    """Seconds of each side, round by round, after a first call of each."""
+    return pairs.interleaved(calls, plan.rounds(max(call() for call in calls.values())))
 
 
 def free() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from benchmarks.grid import CELLS, LAYOUTS, PRECISIONS, SIZES, Problem, Size
+from fusedrnn.bench.grid import CELLS, SIZES, Problem, Size
 
 HIDDEN = (64, 128, 192, 256, 512, 768, 1024, 1500, 2048)
 BATCHES = (1, 8, 16, 32, 64, 128, 256)
 STEPS = (128, 35, 1024)
+PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
+LAYOUTS = ("bidirectional", "2 layers", "packed")
 LONGEST = Size(70_000, 8, 64, 64)
 
 
@@ -33,9 +35,9 @@ def _other_precisions():
 
 
 def _layouts():
-    for layout, H, precision, cell in itertools.product(list(LAYOUTS)[1:], (256, 512), ("fp16", "bf16"), CELLS):
+    for layout, H, precision, cell in itertools.product(LAYOUTS, (256, 512), ("fp16", "bf16"), CELLS):
         yield _of(cell, 128, 16, H, precision, layout)
-    for layout, precision, cell in itertools.product(list(LAYOUTS)[1:], ("fp16", "tf32"), CELLS):
+    for layout, precision, cell in itertools.product(LAYOUTS, ("fp16", "tf32"), CELLS):
         yield Problem(cell, "d2l-256", True, "cuda", precision, layout)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import grid
 from benchmarks.gpu import layers, micro, plan
-from benchmarks.pairs import Spread, seconds
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
+from fusedrnn.bench import grid
+from fusedrnn.bench.pairs import Spread, seconds
 
 FATAL = 3  # the exit status after which a new process may go on where this one stopped
 SECONDS_BETWEEN_SAVES = 10
@@ -94,7 +94,8 @@ def _fact(measure: str, at: dict, value: float, unit: str) -> dict:
 def large_rates(edge: int = 8192, copied: int = 1 << 32, device: str = "cuda") -> Iterator[dict]:
     """A large GEMM of each precision, in TFLOP/s, and a large copy, in GB/s read and written. Random data."""
     repeats = 10
-    for precision, dtype in grid.PRECISIONS.items():
+    for precision in plan.PRECISIONS:
+        dtype = grid.PRECISIONS[precision]
         with grid.float32_precision(precision):
             a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
             seconds = _median_seconds(lambda a=a, b=b: torch.mm(a, b), repeats, device)

@@ -10,11 +10,11 @@ import itertools
 import statistics
 from collections.abc import Iterable
 
-from benchmarks import grid
 from benchmarks.gpu import floors, plan, published
 from benchmarks.gpu.micro import Physics
 from benchmarks.record import Record, Row
-from benchmarks.report import markdown_heads, markdown_line
+from benchmarks.tables import markdown_heads, markdown_line
+from fusedrnn.bench import grid
 
 CLOCKS = ("graph", "events", "wall")
 STEPS = 128
@@ -72,7 +72,7 @@ def _grids(rows: Iterable[Row]) -> str:
     for cell in grid.CELLS:
         across = {H: [entry(cell, B, H, "fp16") for B in plan.BATCHES] for H in plan.HIDDEN}
         lines += _block(f"{cell} fp16", "B", plan.BATCHES, {f"H={H}": entries for H, entries in across.items()})
-    kinds = itertools.product(grid.PRECISIONS, grid.CELLS)
+    kinds = itertools.product(plan.PRECISIONS, grid.CELLS)
     across = {f"{cell} {precision}": [entry(cell, 16, H, precision) for H in plan.HIDDEN] for precision, cell in kinds}
     lines += _block("B=16", "H", plan.HIDDEN, across)
     return "\n".join([f"torch.nn, {TITLE}", *lines]) if lines else ""

@@ -11,9 +11,9 @@ from problems import Sample, assert_close_to_float64, assert_equal, cases, run
 from torch import nn
 
 import fusedrnn
-from benchmarks import grid
-from benchmarks.gpu import layers, micro
+from benchmarks.gpu import layers, micro, plan
 from fusedrnn.backends import configurations, triton
+from fusedrnn.bench import grid
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 
@@ -102,7 +102,7 @@ def test_results_repeat_bit_for_bit(sample, backend):
 
 
 @pytest.mark.parametrize("layout", grid.LAYOUTS)
-@pytest.mark.parametrize("precision", grid.PRECISIONS)
+@pytest.mark.parametrize("precision", plan.PRECISIONS)
 @pytest.mark.parametrize("cell", grid.CELLS)
 def test_modules_agree_with_torch_eagerly_and_replayed(cell, precision, layout):
     problem = grid.Problem(cell, "T9-B5-I12-H24", True, "cuda", precision, layout)

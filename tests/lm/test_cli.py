@@ -170,7 +170,7 @@ def test_failed_start_leaves_no_run_folder_in_the_way(call, tmp_path, monkeypatc
     assert call(*TRAIN, "--out", tmp_path / "run")[0] == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"], ["bench", "--help"]])
 def test_help(call, arguments):
     status, out, err = call(*arguments)
     assert (status, err) == (0, "")

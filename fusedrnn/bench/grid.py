@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -19,19 +20,22 @@ from fusedrnn.cells import CellSpec
 from fusedrnn.dispatch import REGISTRY
 
 TORCH = "torch.nn"
-CELLS = {
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn": ("RNN", {"nonlinearity": "tanh"}),
     "gru": ("GRU", {}),
     "lstm": ("LSTM", {}),
 }
 # float32 with IEEE products or with TF32's, which only a GPU has
-PRECISIONS = {"ieee": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LAYOUTS = {
-    "": {},
-    "bidirectional": {"bidirectional": True},
-    "2 layers": {"num_layers": 2},
-    "packed": {},
+PRECISIONS = {
+    "ieee": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
 }
+LAYOUTS = ("", "bidirectional", "2 layers", "packed", "batch_first", "tokens")
+
+Run = Callable[[], tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,11 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One module to be timed: what both sides are given, whichever way the rows divide it up."""
+    """One module to be timed: what both sides are given, whichever way the rows divide it up.
+
+    `layout`: one of LAYOUTS, or several joined by ", "; any number of layers. Tokens are int64, of which torch.nn is
+    given the one-hot rows: that it makes them is part of its time.
+    """
 
     cell: str
     size: str
@@ -79,6 +87,16 @@ class Problem:
     device: str = "cpu"
     precision: str = "ieee"
     layout: str = ""
+
+    @classmethod
+    def of(cls, name: str) -> Problem:
+        """What `str` makes of one. ValueError for anything else."""
+        cell, size, work, device, *rest = name.split(" ")
+        precision = rest.pop(0) if rest and rest[0] in PRECISIONS else "ieee"
+        found = cls(cell, size, work == "forward+backward", device, precision, " ".join(rest))
+        if cell not in CELLS or str(found) != name:
+            raise ValueError(f"problem: expected e.g. {cls('gru', 'd2l-256', True)}, got {name!r}")
+        return found
 
     @property
     def sizes(self) -> Size:
@@ -93,20 +111,44 @@ class Problem:
         return PRECISIONS[self.precision]
 
     @property
+    def parts(self) -> list[str]:
+        return self.layout.split(", ")
+
+    @property
     def options(self) -> dict[str, Any]:
-        return CELLS[self.cell][1] | LAYOUTS[self.layout]
+        """Arguments of the module."""
+        flags = {name: True for name in ("bidirectional", "batch_first") if name in self.parts}
+        return CELLS[self.cell][1] | flags | ({"num_layers": self.layers} if self.layers > 1 else {})
+
+    @property
+    def packed(self) -> bool:
+        return "packed" in self.parts
+
+    @property
+    def tokens(self) -> bool:
+        return "tokens" in self.parts
 
     @property
     def directions(self) -> int:
-        return 2 if self.layout == "bidirectional" else 1
+        return 2 if "bidirectional" in self.parts else 1
 
     @property
     def layers(self) -> int:
-        return self.options.get("num_layers", 1)
+        return next((int(part.split()[0]) for part in self.parts if part.endswith(" layers")), 1)
 
     @property
     def work(self) -> str:
         return "forward+backward" if self.training else "forward"
+
+    @property
+    def facts(self) -> Facts:
+        """What the backends are asked about, of the first layer."""
+        size = self.sizes
+        return Facts(
+            self.spec.name, self.device, self.dtype, size.T, size.B, size.I, size.H, self.directions,
+            tokens=self.tokens, packed=self.packed, batch_first="batch_first" in self.parts,
+            save="full" if self.training else "none", precision="tf32" if self.precision == "tf32" else "ieee",
+        )  # fmt: skip
 
     def __str__(self) -> str:
         parts = (self.cell, self.size, self.work, self.device, self.precision.replace("ieee", ""), self.layout)
@@ -115,16 +157,17 @@ class Problem:
     def batch_sizes(self) -> torch.Tensor:
         """How many sequences have a row at each step, [T]: of lengths drawn evenly from 1 to T, if they are packed."""
         T, B = self.sizes.T, self.sizes.B
-        if self.layout != "packed":
+        if not self.packed:
             return torch.full((T,), B)
         lengths = torch.randint(1, T + 1, (B,), generator=torch.Generator().manual_seed(2))
         lengths[0] = T
         return (lengths > torch.arange(T)[:, None]).sum(1)
 
     def products(self) -> list[tuple[int, int, int]]:
-        """The GEMM that each layer's direction amounts to over all steps, x and h together: rows, inputs, columns."""
+        """The GEMM that each layer's direction amounts to over all steps, x and h together: rows, inputs, columns.
+        Tokens pick rows of a matrix and multiply none."""
         rows, H = int(self.batch_sizes().sum()), self.sizes.H
-        widths = [self.sizes.I, *[self.directions * H] * (self.layers - 1)]
+        widths = [0 if self.tokens else self.sizes.I, *[self.directions * H] * (self.layers - 1)]
         return [(rows, width + H, len(self.spec.gates) * H) for width in widths for _ in range(self.directions)]
 
 
@@ -162,10 +205,7 @@ def fused_module(problem: Problem, backend: str, schedule: str) -> nn.RNNBase:
 def our_sides(problem: Problem) -> list[str]:
     """What `auto` takes; every backend that can run the problem, and where a schedule can be forced, every schedule.
     `reference` is the yardstick and no rival."""
-    size, found = problem.sizes, ["auto"]
-    asked = {"D": problem.directions, "packed": problem.layout == "packed"}
-    asked |= {"precision": "tf32" if problem.precision == "tf32" else "ieee"}
-    facts = Facts(problem.spec.name, problem.device, problem.dtype, size.T, size.B, size.I, size.H, **asked)
+    found, facts = ["auto"], problem.facts
     for name, backend in REGISTRY.items():
         if name != "reference" and not backend.not_supported_reasons(facts):
             found += [f"{name} {schedule}" for schedule in sorted(backend.schedules)] or [name]
@@ -181,45 +221,54 @@ def module_of(problem: Problem, side: str) -> nn.RNNBase:
 
 
 def inputs(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, B, I] and the cotangent of y [T, B, D*H]; their rows alone where they are packed. Rounded to the problem's
-    dtype, they are the same values in every one."""
+    """x [T, B, I], or tokens [T, B], and the cotangent of y [T, B, D*H]; [B, T, ...] with batch_first; their rows alone
+    where they are packed. Rounded to the problem's dtype, they are the same values in every one."""
     random = torch.Generator(problem.device).manual_seed(1)
-    shape = (problem.sizes.T, problem.sizes.B)
-    if problem.layout == "packed":
-        shape = (int(problem.batch_sizes().sum()),)
-    widths = (problem.sizes.I, problem.directions * problem.sizes.H)
-    x, dy = (torch.randn(*shape, width, generator=random, device=problem.device) for width in widths)
-    return x.to(problem.dtype).requires_grad_(problem.training), dy.to(problem.dtype)
+    rows: tuple[int, ...] = (problem.sizes.T, problem.sizes.B)
+    if problem.packed:
+        rows = (int(problem.batch_sizes().sum()),)
+    elif "batch_first" in problem.parts:
+        rows = rows[::-1]
+    I, width = problem.sizes.I, problem.directions * problem.sizes.H
+    if problem.tokens:
+        x = torch.randint(I, rows, generator=random, device=problem.device)
+    else:
+        x = torch.randn(*rows, I, generator=random, device=problem.device).to(problem.dtype)
+        x.requires_grad_(problem.training)
+    dy = torch.randn(*rows, width, generator=random, device=problem.device)
+    return x, dy.to(problem.dtype)
 
 
-def layer(module: nn.RNNBase, problem: Problem, x: torch.Tensor, dy: torch.Tensor):
+def layer(module: nn.RNNBase, problem: Problem, x: torch.Tensor, dy: torch.Tensor) -> Run:
     """The function that is timed: input to output, in training on to the gradients of x and of every weight.
 
     The module is set to training or not: in training cuDNN keeps what backward needs, wanted or not.
     """
     module.train(problem.training)
-    batch_sizes = problem.batch_sizes() if problem.layout == "packed" else None
+    batch_sizes = problem.batch_sizes() if problem.packed else None
+    wants_one_hot = problem.tokens and type(module) is getattr(nn, CELLS[problem.cell][0])
 
     def forward():
-        return module(x)[0] if batch_sizes is None else module(PackedSequence(x, batch_sizes))[0].data
+        rows = F.one_hot(x, problem.sizes.I).to(dy.dtype) if wants_one_hot else x
+        return module(rows)[0] if batch_sizes is None else module(PackedSequence(rows, batch_sizes))[0].data
 
     if not problem.training:
 
-        def run():
+        def infer():
             with torch.no_grad():
                 return (forward(),)
 
-        return run
-    given = [x, *module.parameters()]
+        return infer
+    given = [*([] if problem.tokens else [x]), *module.parameters()]
 
-    def run():
+    def train():
         y = forward()
         return (y, *torch.autograd.grad(y, given, dy))
 
-    return run
+    return train
 
 
-def floor(problem: Problem):
+def floor(problem: Problem) -> Callable[[], None]:
     """The function that costs what the products of the module cost as GEMMs over all steps at once."""
     drawn = []
     for rows, inputs, columns in problem.products():
