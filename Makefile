@@ -13,7 +13,7 @@ OUT ?= runs/timemachine
 CHECK_RUN := build/train-check
 CXX_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help train test bench gpu aot build wheel format lint types train-check pytest clean
+.PHONY: help train test bench report gpu aot build wheel format lint types train-check pytest clean
 .NOTPARALLEL:
 
 help: ## show this list
@@ -26,8 +26,11 @@ train: build ## train the Time Machine model; OUT=folder, ARGS="corpus and optio
 
 test: lint types train-check pytest ## format and lint, types, build, a short training run, the tests
 
-bench: build ## measure against torch.nn
-	$(BIN)/pytest benchmarks --benchmark-only
+bench: build ## measure against torch.nn, about 25 minutes, and write benchmarks/README.md
+	@$(BIN)/pytest benchmarks --benchmark-only; status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
+
+report: build ## write benchmarks/README.md again from the files in benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 gpu: ## measure the GPU, with a python3 that has torch; RESULTS=folder, MINUTES=9; DRY=1: the plan
 	@python=$(PYTHON); $$python -c 'import torch' 2>/dev/null || python=$(BIN)/python; \
