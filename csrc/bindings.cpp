@@ -3,13 +3,18 @@
 //
 // Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier. Where there are more
 // threads than rows they share rows, each with hidden units of its own, and meet after every step. Either way the bits do
-// not depend on the number of threads. The sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
+// not depend on the number of threads. Large sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
+#include <sys/syscall.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -32,7 +37,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 6;
+constexpr int64_t abi_version = 7;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t chunk_bytes = 10 << 20;  // what backward keeps of a chunk of steps
@@ -40,7 +45,22 @@ constexpr int64_t unpacked_rows = 3;       // fewer uses of the weights than thi
 
 enum Save : int64_t { save_none, save_full, save_lean };  // as SAVE in fusedrnn/cells.py
 
-enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_count };
+enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_amx, isa_count };
+
+#if defined(__x86_64__)
+// The processor has AMX's tiles of bfloat16, and the system saves them: on Linux a process has to ask.
+bool amx_is_permitted() {
+  constexpr unsigned avx512_bf16 = 1 << 5, amx_bf16 = 1 << 22, amx_tile = 1 << 24;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  static const bool permitted = [] {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & avx512_bf16)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (amx_bf16 | amx_tile)) != (amx_bf16 | amx_tile)) return false;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return permitted;
+}
+#endif
 
 bool processor_has(int64_t isa) {
 #if defined(__x86_64__)
@@ -48,6 +68,7 @@ bool processor_has(int64_t isa) {
   if (isa == isa_avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  if (isa == isa_amx) return processor_has(isa_avx512) && amx_is_permitted();
 #endif
   return isa == isa_portable;
 }
@@ -55,6 +76,8 @@ bool processor_has(int64_t isa) {
 template <class Real>
 const Kernels<Real>* kernels_of(int64_t isa) {
   if (!processor_has(isa)) return nullptr;
+  if constexpr (std::is_same_v<Real, bfloat16>) return isa == isa_amx ? amx_kernels<bfloat16>() : nullptr;
+  if (isa == isa_amx) return amx_kernels<bfloat16>() ? avx512_kernels<Real>() : nullptr;
   return isa == isa_avx512 ? avx512_kernels<Real>() : isa == isa_avx2 ? avx2_kernels<Real>() : portable_kernels<Real>();
 }
 
@@ -65,6 +88,13 @@ int64_t best_isa() {
 }
 
 int64_t current_isa = best_isa();
+
+template <class Real>
+const Kernels<Real>& needed_kernels() {
+  const auto* kernels = kernels_of<Real>(current_isa);
+  STD_TORCH_CHECK(kernels, "no kernels of this dtype for this processor");
+  return *kernels;
+}
 
 int64_t version() { return abi_version; }
 int64_t isa() { return current_isa; }
@@ -107,8 +137,9 @@ template <class Real>
 void run_forward(const Direction& at, const Shape& s, const Operand& x, const Operand& h0, const Operand& c0,
                  const Operand& w_ih, const Operand& w_hh, const Operand& b_ih, const Operand& b_hh, const Operand& y,
                  const Operand& h_n, const Operand& c_n, const Operand& saved, const Operand& cells, bool concat) {
-  const auto& kernels = *kernels_of<Real>(current_isa);
+  const auto& kernels = needed_kernels<Real>();
   const ScalarType type = scalar_type<Real>;
+  constexpr bool wider = sizeof(Wide<Real>) != sizeof(Real);
   const int64_t H = s.H, B = s.B, R = row_count(s, x);
   const bool lstm = s.cell == Cell::lstm, lean = cells.dim() == 4;
   check_weights<Real>(s, w_ih, w_hh, b_ih, b_hh);
@@ -120,23 +151,37 @@ void run_forward(const Direction& at, const Shape& s, const Operand& x, const Op
   }
   check_optional(saved, "saved", {at.D, R, blocks_of(s.cell), H}, type);
   if (lean) {
-    check_optional(cells, "cells", {at.D, lean_chunks(s.T), B, H}, type);
+    check_optional(cells, "cells", {at.D, lean_chunks(s.T), B, H}, scalar_type<Wide<Real>>);
   } else {
-    check_optional(cells, "cells", {at.D, R, H}, type);
+    check_optional(cells, "cells", {at.D, R, H}, scalar_type<Wide<Real>>);
   }
 
   Inputs<Real> inputs(kernels, s, x, w_ih, w_hh, b_ih, b_hh, concat);
   Forward<Real>& f = inputs.f;
   f.h0 = part<const Real>(h0, at.d, at.D);
-  f.c0 = lstm ? part<const Real>(c0, at.d, at.D) : nullptr;
+  // In 16 bits c and the GRU's h are widened for the call.
+  const bool widened_h = wider && s.cell == Cell::gru;
+  Buffer<Wide<Real>> wide(wider && lstm ? 2 * B * H : widened_h ? B * H : 0);
+  if constexpr (wider) {
+    if (lstm) kernels.widen(part<const Real>(c0, at.d, at.D), B * H, wide.get());
+    if (widened_h) kernels.widen(f.h0, B * H, wide.get());
+    f.c0 = lstm ? wide.get() : nullptr;
+    f.c_n = lstm ? wide.get() + B * H : nullptr;
+    f.h = widened_h ? wide.get() : nullptr;
+  } else {
+    f.c0 = lstm ? part<const Real>(c0, at.d, at.D) : nullptr;
+    f.c_n = lstm ? part<Real>(c_n, at.d, at.D) : nullptr;
+  }
   f.y = rows_of<Real>(y, "y", s, R, H, type, at.d * H, at.D * H);
   f.h_n = part<Real>(h_n, at.d, at.D);
-  f.c_n = lstm ? part<Real>(c_n, at.d, at.D) : nullptr;
   f.saved = part<Real>(saved, at.d, at.D);
-  (lean && lstm ? f.chunk_cells : f.cells) = part<Real>(cells, at.d, at.D);
+  (lean && lstm ? f.chunk_cells : f.cells) = part<Wide<Real>>(cells, at.d, at.D);
   if (f.tokens.base) check_tokens(s, f.tokens);
   inputs.in_shares_with_room(
-      [&](const Share& share, int64_t steps, Real* workspace) { kernels.forward(f, share, steps, workspace); });
+      [&](const Share& share, int64_t steps, Wide<Real>* workspace) { kernels.forward(f, share, steps, workspace); });
+  if constexpr (wider) {
+    if (lstm) kernels.narrow(f.c_n, B * H, part<Real>(c_n, at.d, at.D));
+  }
 }
 
 void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
@@ -148,8 +193,9 @@ void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Te
     const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
     const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
     const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
-    const auto run = w.scalar_type() == ScalarType::Double ? run_forward<double> : run_forward<float>;
-    run(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
+    with_type(w.scalar_type(), [&](auto real) {
+      run_forward<decltype(real)>(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
+    });
   });
 }
 
@@ -168,8 +214,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor y = new_rows(w_ih, s, R, D * s.H, batch_first), h_n = new_tensor(w_ih, {D, s.B, s.H});
   const Tensor c_n = made(lstm, {D, s.B, s.H});
   const Tensor saved = made(full && !is_rnn(s.cell), {D, R, blocks_of(s.cell), s.H});
-  const Tensor cells =
-      lstm && save == save_lean ? new_tensor(w_ih, {D, lean_chunks(s.T), s.B, s.H}) : made(full && lstm, {D, R, s.H});
+  const Tensor cells = lstm && save == save_lean ? new_cells(w_ih, {D, lean_chunks(s.T), s.B, s.H})
+                       : full && lstm            ? new_cells(w_ih, {D, R, s.H})
+                                                 : new_cells(w_ih, {0});
   forward_out(dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh),
               dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active,
               starts, cell, direction, concat, y, h_n, c_n, saved, cells);
@@ -200,8 +247,9 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
                       at.d ? db_ih_reverse : db_ih,
                       at.d ? db_hh_reverse : db_hh};
     const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
-    const auto run = w.scalar_type() == ScalarType::Double ? run_backward<double> : run_backward<float>;
-    run(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, b, v, y, saved, cells, lean, g);
+    with_type(w.scalar_type(), [&](auto real) {
+      run_backward<decltype(real)>(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, b, v, y, saved, cells, lean, g);
+    });
   });
 }
 

@@ -22,7 +22,8 @@ struct How {
 // A state [D, B, H] of zeros where none was given.
 Tensor zero_state(const Tensor& like, std::initializer_list<int64_t> sizes) {
   const ScalarType type = like.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "w_ih: wrong dtype");
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+                  "w_ih: wrong dtype");
   const Tensor made = new_tensor(like, sizes);
   std::memset(made.data_ptr(), 0, made.numel() * bytes_of(type));
   return made;
@@ -31,9 +32,10 @@ Tensor zero_state(const Tensor& like, std::initializer_list<int64_t> sizes) {
 // One direction. weights: w_ih, w_hh and, with a bias, b_ih, b_hh.
 void infer_direction(const Direction& at, const Shape& s, const Operand& x, const Operand& h0, const Operand& c0,
                      const Tensor* weights, const How& how, const Operand& y, const Operand& h_n, const Operand& c_n) {
-  const auto run = weights->scalar_type() == ScalarType::Double ? run_forward<double> : run_forward<float>;
-  run(at, s, x, h0, c0, weights[0], weights[1], how.bias ? weights[2] : Operand(), how.bias ? weights[3] : Operand(), y,
-      h_n, c_n, Operand(), Operand(), how.concat);
+  with_type(weights->scalar_type(), [&](auto real) {
+    run_forward<decltype(real)>(at, s, x, h0, c0, weights[0], weights[1], how.bias ? weights[2] : Operand(),
+                                how.bias ? weights[3] : Operand(), y, h_n, c_n, Operand(), Operand(), how.concat);
+  });
 }
 
 // All layers. x, y: [T, B, ...], or [B, T, ...] with batch_first; states: [layers * D, B, H], zero where absent; unbatched:

@@ -19,11 +19,12 @@ class Inputs {
          const Operand& b_ih, const Operand& b_hh, bool concat)
       : width(kernels.packed_width(s.cell, s.H)),
         panels(kernels.forward_panels(s.cell, s.H)),
+        rate(kernels.rate),
         tokens(x.scalar_type() == ScalarType::Long),
         pack(row_count(s, x) > unpacked_rows),
         with_table(tokens && s.I <= row_count(s, x)),
-        packed_hh(pack ? width * s.H : 0),
-        packed_ih(pack && !tokens ? width * s.I : 0),
+        packed_hh(pack ? width * kernels.depth(s.H) : 0),
+        packed_ih(pack && !tokens ? width * kernels.depth(s.I) : 0),
         bias(width),
         bias_hn(width),
         zeros(s.resets ? s.H : 0),
@@ -43,7 +44,7 @@ class Inputs {
     f.bias = bias.get();
     f.bias_hn = bias_hn.get();
     f.zeros = zeros.get();
-    if (s.resets) std::memset(zeros.get(), 0, H * sizeof(Real));
+    if (s.resets) std::memset(zeros.get(), 0, H * sizeof(Wide<Real>));
     kernels.pack_bias(s.cell, data<const Real>(b_ih), data<const Real>(b_hh), H, bias.get(), bias_hn.get());
     if (pack) {
       in_pieces(panels, threads_for(width * (H + I) * 8, panels), [&](int64_t first, int64_t last) {
@@ -62,12 +63,13 @@ class Inputs {
   template <class F>
   void in_shares_with_room(const F& run) const {
     const Shape& s = f.shape;
-    in_shares(s, width * (s.H + (tokens ? 0 : s.I)), panels, [&](const Share& share) {
+    const StepCost cost{width * s.H, width * s.H * int64_t(sizeof(Real)), rate};
+    in_shares(s, width * (s.H + (tokens ? 0 : s.I)), panels, cost, [&](const Share& share) {
       const int64_t rows = share.last - share.first, per_step = rows * width;
-      const int64_t fit = pre_bytes / std::max<int64_t>(1, per_step * int64_t(sizeof(Real)));
+      const int64_t fit = pre_bytes / std::max<int64_t>(1, per_step * int64_t(sizeof(Wide<Real>)));
       const int64_t fill = pre_rows / std::max<int64_t>(1, rows);
       const int64_t steps = std::clamp<int64_t>(std::max(fit, fill), 1, std::max<int64_t>(1, s.T));
-      Buffer<Real> workspace(f.concat || f.table ? 0 : steps * per_step);
+      Buffer<Wide<Real>> workspace(f.concat || f.table ? 0 : steps * per_step + spare_rows * width);
       run(share, steps, workspace.get());
     });
   }
@@ -75,7 +77,8 @@ class Inputs {
   Forward<Real> f{};
 
  private:
-  int64_t width, panels;
+  int64_t width, panels, rate;
   bool tokens, pack, with_table;
-  Buffer<Real> packed_hh, packed_ih, bias, bias_hn, zeros, table;
+  Buffer<Real> packed_hh, packed_ih;
+  Buffer<Wide<Real>> bias, bias_hn, zeros, table;
 };

@@ -1,9 +1,21 @@
 // What the ops are given and what they return: read, checked, named, allocated. Part of bindings.cpp.
 
 template <class Real>
-constexpr ScalarType scalar_type = sizeof(Real) == 4 ? ScalarType::Float : ScalarType::Double;
+constexpr ScalarType scalar_type = sizeof(Real) == 2   ? ScalarType::BFloat16
+                                   : sizeof(Real) == 4 ? ScalarType::Float
+                                                       : ScalarType::Double;
 
-constexpr int64_t bytes_of(ScalarType type) { return type == ScalarType::Float ? 4 : 8; }  // or Double, or Long
+// Calls f(Real()) with the number type of the kernels that `type` names.
+template <class F>
+void with_type(ScalarType type, const F& f) {
+  if (type == ScalarType::BFloat16) return f(bfloat16());
+  if (type == ScalarType::Double) return f(double());
+  f(float());
+}
+
+constexpr int64_t bytes_of(ScalarType type) {  // or Long
+  return type == ScalarType::BFloat16 ? 2 : type == ScalarType::Float ? 4 : 8;
+}
 
 // What the kernels are told of a tensor, which has to outlive it. Every look at a tensor is a call into torch, so it is
 // read once. An absent tensor has no elements.
@@ -175,7 +187,8 @@ Optional dense_rows(const Optional& t) { return t ? Optional(dense_rows(*t)) : t
 
 // Of these sizes, or all but `without`. torch's own new_empty goes through its dispatcher, which takes longer than the
 // allocation.
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, int64_t without = -1) {
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, int64_t without = -1,
+                  std::optional<int32_t> of_type = {}) {
   int64_t kept[4], strides[4], dims = 0, count = 1;
   for (int64_t k = 0; k < int64_t(sizes.size()); ++k) {
     if (k != without) kept[dims++] = sizes.begin()[k];
@@ -187,9 +200,16 @@ Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, int6
   int32_t dtype;
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  if (of_type) dtype = *of_type;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dims, kept, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
+}
+
+// As new_tensor, of the type that states are kept in between steps.
+Tensor new_cells(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  const bool wider = like.scalar_type() == ScalarType::BFloat16;
+  return new_tensor(like, sizes, -1, wider ? std::optional(aoti_torch_dtype_float32()) : std::nullopt);
 }
 
 // [T, B, width], batch-major in memory where asked for, or packed [R, width].

@@ -1,7 +1,6 @@
 // How work is cut among torch's threads. Part of bindings.cpp.
 
 constexpr int64_t least_work = 1 << 16;  // multiply-adds worth a second thread
-constexpr int64_t least_step = 1 << 14;  // multiply-adds of a step worth meeting after it
 
 int64_t threads_for(int64_t work, int64_t pieces) {
   const int64_t wanted = std::max<int64_t>(1, work / least_work);
@@ -58,14 +57,47 @@ struct Sharing {
   }
 } sharing;
 
-// f(share) for all B rows and all their units, which come in `panels`. row_work: multiply-adds of a row's step.
+// What a time loop costs a core: multiply-adds a row and step, bytes of the weights read in a step, multiply-adds a cycle.
+struct StepCost {
+  int64_t row_work, weight_bytes, rate;
+};
+
+// How threads cut a time loop: into groups of batch rows, whose `pieces` threads own units each and meet after every step.
+struct Cut {
+  int64_t groups, pieces;
+};
+
+// Cycles of a step. A core multiplies and reads its weights, whichever takes longer and a fourth of the other; weights beyond
+// its own cache come at a third of the speed. Where threads meet, a tenth of the step is lost on the slower of them.
+int64_t step_cycles(const Cut& cut, int64_t B, const StepCost& cost) {
+  constexpr int64_t from_level2 = 32, from_beyond = 11, meeting = 1000;  // bytes a cycle; cycles
+  static const int64_t level2 = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 256 << 10);
+  const int64_t rows = (B + cut.groups - 1) / cut.groups, bytes = cost.weight_bytes / cut.pieces;
+  const int64_t multiplying = rows * cost.row_work / cut.pieces / cost.rate,
+                reading = bytes / (bytes > level2 / 2 ? from_beyond : from_level2);
+  const int64_t alone = std::max(multiplying, reading) + std::min(multiplying, reading) / 4;
+  return cut.pieces == 1 ? alone : alone + alone / 10 + meeting;
+}
+
+// The cut of least cost. Bits do not depend on it.
+Cut best_cut(int64_t threads, int64_t B, int64_t panels, const StepCost& cost) {
+  Cut best{1, 1};
+  int64_t least = step_cycles(best, B, cost);
+  for (int64_t groups = std::clamp<int64_t>(B, 1, threads); groups > 0; --groups) {
+    for (int64_t pieces = 1; pieces <= std::min(threads / groups, panels); ++pieces) {
+      const int64_t cycles = step_cycles({groups, pieces}, B, cost);
+      if (cycles < least) best = {groups, pieces}, least = cycles;
+    }
+  }
+  return best;
+}
+
+// f(share) for all B rows and all their units, which come in `panels`. row_work: all multiply-adds of a row and step.
 template <class F>
-void in_shares(const Shape& s, int64_t row_work, int64_t panels, const F& f) {
-  const int64_t threads = threads_for(row_work * s.B * s.T, s.B * panels),
-                groups = std::clamp<int64_t>(s.B, 1, threads);
-  const int64_t most = std::min(panels, row_work * (s.B / groups) / least_step);
-  int64_t pieces = std::clamp<int64_t>(most, 1, threads / groups);
-  if (pieces > 1 && !sharing.is_wanted()) pieces = 1;
+void in_shares(const Shape& s, int64_t row_work, int64_t panels, const StepCost& cost, const F& f) {
+  const int64_t threads = threads_for(row_work * s.B * s.T, s.B * panels);
+  auto [groups, pieces] = best_cut(threads, s.B, panels, cost);
+  if (pieces > 1 && !sharing.is_wanted()) groups = std::clamp<int64_t>(s.B, 1, threads), pieces = 1;
   const bool shared = pieces > 1;
   std::vector<Meeting> meetings(shared ? groups : 0);
   const int64_t start = shared ? nanoseconds() : 0;

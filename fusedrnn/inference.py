@@ -123,7 +123,7 @@ def _options(
     def options(named: str, dtype: torch.dtype, sizes: Sequence[int]) -> int | None:
         tokens = dtype == torch.int64
         dims = len(sizes) + tokens
-        if dims not in (2, 3):
+        if dims not in (2, 3) or not cpu.has_kernels(weights[0].dtype):
             return None
         unbatched = dims == 2
         T, B = (sizes[0], 1) if unbatched else reversed(sizes[:2]) if batch_first else sizes[:2]

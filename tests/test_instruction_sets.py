@@ -1,18 +1,20 @@
 """Every instruction set of the compiled kernels in turn, whichever of them this processor would choose."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from problems import assert_close_to_float64, assert_equal, cases, errors_of, run, typical_ratio
+from problems import Sample, assert_close_to_float64, assert_equal, cases, errors_of, run, typical_ratio
 
 import fusedrnn
 from fusedrnn import _extension, info
-from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_set, instruction_sets
+from fusedrnn.backends.cpu import INSTRUCTION_SETS, CpuBackend, has_kernels, instruction_set, instruction_sets
 
 CPU = cases(("cpu",), torch.float64)
 THREADED = [case for case in CPU if case.values[0].T * case.values[0].B > 200]  # smaller ones run on one thread anyway
@@ -20,19 +22,32 @@ ROOT = Path(__file__).parent.parent
 needs_library = pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
-def forced(request):
+@contextlib.contextmanager
+def only(name: str) -> Iterator[str]:
     """One instruction set, on one thread, with what torch.empty returns filled with NaN."""
-    if request.param not in instruction_sets():
-        pytest.skip(_extension.reason() or f"no {request.param} in this processor or this build")
+    if name not in instruction_sets():
+        pytest.skip(_extension.reason() or f"no {name} in this processor or this build")
     usual, threads = torch.ops.fusedrnn_cpu.isa(), torch.get_num_threads()
-    torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(request.param))
+    torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(name))
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    yield request.param
+    yield name
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
     torch.ops.fusedrnn_cpu.set_isa(usual)
+
+
+@pytest.fixture(params=[name for name in INSTRUCTION_SETS if name != "amx"])
+def forced(request):
+    """Each set that has kernels of its own for float32 and float64."""
+    with only(request.param) as name:
+        yield name
+
+
+@pytest.fixture
+def amx():
+    with only("amx") as name:
+        yield name
 
 
 @pytest.mark.parametrize(("sample", "backend"), CPU)
@@ -122,6 +137,50 @@ def test_saturation_infinity_and_nan_are_those_of_torch(forced, cell, dtype):
         torch.testing.assert_close(after, want_after, equal_nan=True)
 
 
+def assert_close_in_16_bits(sample, backend, dtype):
+    """As in float32. The derivative of relu jumps, so one rounding more or less decides over a unit close to zero and
+    all that depends on it: there the rule holds typically, drawing by drawing."""
+    if sample.cell != "rnn_relu":
+        return assert_close_to_float64(sample, backend, dtype, 12 if sample.saturating else 3)
+    for name, drawn in errors_of(sample, backend, dtype, 12).items():
+        assert typical_ratio(drawn, dtype) <= 2, name
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(("cpu",), torch.bfloat16))
+def test_bfloat16_by_tiles_is_at_most_twice_as_far_off_as_torch(amx, sample, backend):
+    assert has_kernels(torch.bfloat16)
+    assert_close_in_16_bits(sample, backend, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("sample", "backend"), [case for case in cases(("cpu",), torch.bfloat16) if "T3" in case.id])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_as_float32_are_at_most_twice_as_far_off_as_torch(forced, sample, backend, dtype):
+    assert not has_kernels(dtype)
+    assert_close_in_16_bits(sample, backend, dtype)
+
+
+@pytest.mark.parametrize(("T", "B", "I", "H"), [(9, 33, 40, 96), (5, 70, 31, 130), (70, 16, 64, 64), (3, 600, 8, 33)])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
+def test_bfloat16_by_tiles_of_many_rows(amx, cell, T, B, I, H):
+    """More rows than one tile, than two, than are multiplied or summed at once."""
+    assert_close_in_16_bits(Sample(cell, T, B, I, H), "cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("sample", "backend"), THREADED)
+def test_bfloat16_by_tiles_does_not_depend_on_the_threads(amx, sample, backend):
+    """Nor do its gradients: their sums are ours too."""
+    torch.set_num_threads(2)
+    two = run(sample, backend, torch.bfloat16)
+    torch.set_num_threads(1)
+    assert_equal(run(sample, backend, torch.bfloat16), two)
+
+
+def test_16_bits_of_two_kinds_are_refused(forced):
+    call = Sample("gru", 3, 2, 4, 5).call(torch.float16)
+    with pytest.raises(RuntimeError, match=r"expected torch\.float16, got torch\.bfloat16"):
+        CpuBackend().forward(call._replace(h0=call.h0.bfloat16()))
+
+
 @needs_library
 def test_an_instruction_set_that_is_not_there_is_refused():
     usual = instruction_set()
@@ -156,7 +215,34 @@ __attribute__((noinline)) V fma_of_lanes(V a, V b, V c) {
   for (int k = 0; k < int(sizeof a / sizeof a[0]); ++k) a[k] = __builtin_fma(a[k], b[k], c[k]);
   return a;
 }
+template <class V>
+V load_lanes(unsigned mask, const void* from) {
+  V v{};
+  for (int k = 0; k < int(sizeof v / sizeof v[0]); ++k) {
+    if (mask >> k & 1) v[k] = static_cast<const decltype(+v[0])*>(from)[k];
+  }
+  return v;
+}
+template <class V>
+void store_lanes(void* to, unsigned mask, V v) {
+  for (int k = 0; k < int(sizeof v / sizeof v[0]); ++k) {
+    if (mask >> k & 1) static_cast<decltype(+v[0])*>(to)[k] = v[k];
+  }
+}
+// 14 bits of the reciprocal
+template <class V>
+V estimate_of_lanes(V v) {
+  for (int k = 0; k < int(sizeof v / sizeof v[0]); ++k) {
+    v[k] = __builtin_bit_cast(float, __builtin_bit_cast(unsigned, 1 / v[k]) & ~0x1ffu);
+  }
+  return v;
+}
 #define __AVX512F__ 1
+#define _mm512_maskz_loadu_ps load_lanes<VectorF>
+#define _mm512_maskz_loadu_pd load_lanes<VectorD>
+#define _mm512_mask_storeu_ps store_lanes
+#define _mm512_mask_storeu_pd store_lanes
+#define _mm512_rcp14_ps estimate_of_lanes
 #define _mm512_fmadd_ps fma_of_lanes
 #define _mm512_fmadd_pd fma_of_lanes
 #include "cpu/variant_avx512.cpp"
@@ -180,10 +266,10 @@ def test_avx512_emulated(tmp_path):
     flags = ["-O0", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-psabi"]
     flags.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
     folders = ["-I", csrc, "-isystem", torch_folder / "include", "-L", torch_folder / "lib"]
-    sources = [source, csrc / "bindings.cpp", csrc / "cpu/variant_avx2.cpp"]
+    sources = [source, csrc / "bindings.cpp", csrc / "cpu/variant_avx2.cpp", csrc / "cpu/variant_amx.cpp"]
     command = ["g++", *flags, *folders, *sources, "-ltorch", "-ltorch_cpu", "-lc10", "-o", library]
     subprocess.run(command, check=True, timeout=200)
-    tests = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "portable and (float64 or float32)"]
+    tests = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "portable and (float64_equals or float32_error)"]
     environment = os.environ | {"FUSEDRNN_LIBRARY": str(library)}
     tested = subprocess.run(tests, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert tested.returncode == 0, tested.stdout

@@ -1,15 +1,17 @@
 // The reverse time loop. Included inside the namespace of a variant.
 //
 // For each step, last to first: dh = dgates of the step processed before times W_hh, straight in the accumulators, plus
-// dy; the cell's derivative turns it into this step's dgates. Sums over rows (dW, db, dX) are left to GEMMs over dgates.
+// dy; the cell's derivative turns it into this step's dgates. Sums over rows (dW, db, dX) come after it, from dgates.
 
 template <class Real>
 struct BackwardRow {
-  const Real* next;  // dgates of the step processed before this one, or null
-  Real *dh, *dc;     // [H] each: what reaches h past W_hh; what reaches c
-  const Real* dy;    // or null
-  const Real *h_prev, *c_prev, *y, *saved;
-  Real *c, *dgates;
+  const Real* next;    // dgates of the step processed before this one, or null
+  Wide<Real>*dh, *dc;  // [H] each: what reaches h past W_hh; what reaches c
+  const Real* dy;      // or null
+  const Real *h_prev, *y, *saved;
+  const Wide<Real>* c_prev;
+  Wide<Real>* c;
+  Real* dgates;
 };
 
 // Where the operands of one row of a chunk lie. `begins`: it is of the chunk's first step; first_row: the number of the
@@ -23,14 +25,14 @@ FUSEDRNN_INLINE void find_row(const Backward<Real>& f, int64_t t, int64_t b, boo
   row.dy = f.dy.base ? row_at(s, f.dy, t, b) : nullptr;
   row.y = row_at(s, f.y, t, b);
   const bool reset = is_reset(s, t, b);
-  row.h_prev = reset ? f.zeros : starts ? f.h0 + b * H : row_at(s, f.y, before, b);
+  row.h_prev = reset ? static_cast<const Real*>(f.zeros) : starts ? f.h0 + b * H : row_at(s, f.y, before, b);
   row.dgates = f.dgates + (number - first_row) * f.dgates_stride;
   row.saved = f.lean ? row.dgates : f.saved ? f.saved + number * blocks_of(s.cell) * H : nullptr;
   if (!f.cells) return;
   const int64_t first_cell = f.lean ? first_row : 0;
   row.c = f.cells + (number - first_cell) * H;
   if (reset) {
-    row.c_prev = f.zeros;
+    row.c_prev = static_cast<const Wide<Real>*>(f.zeros);
   } else if (f.lean && begins) {
     row.c_prev = f.chunk_c + b * H;
   } else {
@@ -107,11 +109,13 @@ struct InitialState {
 // The operands of one step's products: one entry an active row.
 template <class Real>
 struct BackwardStep {
-  explicit BackwardStep(int64_t n)
+  BackwardStep(const Shape& s, int64_t n)
       : rows(new BackwardRow<Real>*[n]),
-        in(new const Real*[n]),
-        out(new Real*[n]),
-        sums(new Real[n * vectors_per_panel * lanes_of<Real>]) {
+        in(new const Real*[2 * n]),
+        out(new Wide<Real>*[n]),
+        sums(new Wide<Real>[(n + spare_rows) * vectors_per_panel * lanes_of<Real>]),
+        factors{{shape, n, (s.cell == Cell::gru ? 2 : gates_of(s.cell)) * s.H},
+                {shape, s.cell == Cell::gru ? n : 0, s.H}} {
     for (int64_t k = 0; k < n; ++k) out[k] = sums + k * vectors_per_panel * lanes_of<Real>;
   }
   ~BackwardStep() {
@@ -125,29 +129,40 @@ struct BackwardStep {
   int64_t count = 0;
   BackwardRow<Real>** rows;
   const Real** in;
-  Real** out;
-  Real* sums;
+  Wide<Real>** out;
+  Wide<Real>* sums;
+  TileShape<Real> shape;
+  Factors<Real> factors[2];  // one for each window
 };
 
 template <class Gates, class Real>
-void backward_step(const Backward<Real>& f, const BackwardStep<Real>& step, Panels own) {
+void backward_step(const Backward<Real>& f, BackwardStep<Real>& step, Panels own) {
   constexpr int W = lanes_of<Real>;
-  const int64_t H = f.shape.H, K = gates_of(f.shape.cell) * H;
+  const int64_t H = f.shape.H, depth = backward_depth<Real>(f.shape.cell, H);
   const bool gru = f.shape.cell == Cell::gru;
   bool any = false;
   for (int64_t k = 0; k < step.count; ++k) any |= step.rows[k]->next != nullptr;
+  if (any) {
+    const Real** in = step.in;
+    Factors<Real>* factors = step.factors;
+    for_windows(f.shape.cell, H, [&](int64_t block, int64_t K) {
+      for (int64_t k = 0; k < step.count; ++k) {
+        const Real* next = step.rows[k]->next;
+        in[k] = next ? next + block * H : static_cast<const Real*>(f.zeros);
+      }
+      factors++->set(step.count, in, K);
+      in += step.count;
+    });
+  }
   for (int64_t panel = own.first; panel < own.last; ++panel) {
     const int vectors = vectors_in<Real>(panel, H);
     const int64_t first = panel * vectors_per_panel * W, stride = f.packed ? vectors * W : H;
-    const Real* w = f.w_hh + first * (f.packed ? K : 1);
+    const Real* w = f.w_hh + first * (f.packed ? depth : 1);
     if (any) {
-      for (int64_t k = 0; k < step.count; ++k) step.in[k] = step.rows[k]->next ? step.rows[k]->next : f.zeros;
       with_vectors(vectors, [&](auto slots) {
         using S = decltype(slots);
-        accumulate<S>(step.count, step.in, gru ? 2 * H : K, w, stride, true, step.out);
-        if (!gru) return;
-        for (int64_t k = 0; k < step.count; ++k) step.in[k] += 3 * H;
-        accumulate<S>(step.count, step.in, H, w + 2 * H * stride, stride, false, step.out);
+        accumulate<S>(step.factors[0], w, stride, true, step.out);
+        if (gru) accumulate<S>(step.factors[1], w + depth_of<Real>(2 * H) * stride, stride, false, step.out);
       });
     } else {
       zero(step.sums, step.count * vectors_per_panel * W);
@@ -196,7 +211,7 @@ void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, i
   const int64_t H = s.H, blocks = blocks_of(s.cell), first_row = first_row_of(s, begin, end);
   const Panels own = panels_of(share, backward_panels<Real>(H));
   auto* rows = new BackwardRow<Real>[n];
-  BackwardStep<Real> step(n);
+  BackwardStep<Real> step(f.shape, n);
   for (int64_t b = first; b < last; ++b) {
     BackwardRow<Real>& row = rows[b - first];
     row = {};
@@ -210,16 +225,10 @@ void backward_loop(const Backward<Real>& f, const Share& share, int64_t begin, i
     for (int64_t b = first; b < last; ++b) {
       BackwardRow<Real>& row = rows[b - first];
       if (t >= length_of(s, b)) {
-        if (share.leads() && !s.row_offsets) {
-          zero(f.dgates + (row_number(s, t, b) - first_row) * f.dgates_stride, blocks * H);
-          if (f.h_prev) zero(f.h_prev + (row_number(s, t, b) - first_row) * f.h_prev_stride, H);
-        }
         continue;
       }
       find_row(f, t, b, position == begin, first_row, row);
-      if (share.leads() && f.h_prev) {
-        copy(f.h_prev + (row_number(s, t, b) - first_row) * f.h_prev_stride, row.h_prev, H);
-      }
+      if (share.leads() && f.h_prev) f.h_prev[row_number(s, t, b) - first_row] = row.h_prev;
       step.rows[step.count++] = &row;
     }
     backward_step<Gates>(f, step, own);
@@ -248,7 +257,7 @@ template <class Real>
 void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real* dh0) {
   const int64_t n = last - first, H = f.shape.H;
   auto* rows = new BackwardRow<Real>[n];
-  BackwardStep<Real> step(n);
+  BackwardStep<Real> step(f.shape, n);
   step.count = n;
   for (int64_t b = first; b < last; ++b) {
     BackwardRow<Real>& row = rows[b - first];

@@ -7,10 +7,13 @@
 
 template <class Real>
 struct ForwardRow {
-  const Real* start;  // added to the products over h (and x): x W_ih + b, or the bias alone
-  const Real* h;      // state before the step
-  const Real* c_prev;
-  Real *y, *c, *saved;  // this step's output, cell state, kept blocks (null: not kept)
+  const Wide<Real>* start;  // added to the products over h (and x): x W_ih + b, or the bias alone
+  const Real* h;            // state before the step
+  const Wide<Real>* c_prev;
+  Wide<Real>* state;  // GRU of 16 bits: h as it was before it was rounded, here and after the step; else null
+  Real* y;            // this step's output
+  Wide<Real>* c;      // cell state
+  Real* saved;        // kept blocks, or null
 };
 
 template <class Real>
@@ -22,12 +25,12 @@ FUSEDRNN_INLINE Vector<Real> pre_activation(const Real* sums, const Real* start,
 template <bool Relu>
 struct RnnForward {
   template <class Real>
-  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row,
+  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Wide<Real>* sums, const ForwardRow<Real>& row,
                                      int64_t panel) {
     constexpr int W = lanes_of<Real>;
     const int64_t H = f.shape.H;
     const int vectors = vectors_in<Real>(panel, H);
-    const Real* start = row.start + panel_offset<Real>(f.shape.cell, panel);
+    const Wide<Real>* start = row.start + panel_offset<Real>(f.shape.cell, panel);
 #pragma GCC unroll 1
     for (int j = 0; j < vectors; ++j) {
       const int64_t unit = (panel * vectors_per_panel + j) * W;
@@ -39,17 +42,18 @@ struct RnnForward {
 
 struct GruForward {
   template <class Real>
-  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row,
+  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Wide<Real>* sums, const ForwardRow<Real>& row,
                                      int64_t panel) {
     constexpr int W = lanes_of<Real>;
     const int64_t H = f.shape.H, unit = panel * W;
-    const Real* start = row.start + panel_offset<Real>(Cell::gru, panel);
+    const Wide<Real>* start = row.start + panel_offset<Real>(Cell::gru, panel);
     with_lanes<Real>(H - unit, [&](auto lanes) {
       GruGates<Vector<Real>> g{pre_activation(sums, start, 2), pre_activation(sums, start, 0),
                                pre_activation(sums, start, 1), load(sums + 3 * W) + load(f.bias_hn + unit)};
       Vector<Real> h;
-      gru_forward(g, load(row.h + unit, lanes), h);
+      gru_forward(g, row.state ? load(row.state + unit, lanes) : load(row.h + unit, lanes), h);
       store(row.y + unit, h, lanes);
+      if (row.state) store(row.state + unit, h, lanes);
       if (row.saved) store_blocks<Real>(row.saved + unit, H, lanes, {g.n, g.r, g.z, g.hn});
     });
   }
@@ -57,11 +61,11 @@ struct GruForward {
 
 struct LstmForward {
   template <class Real>
-  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Real* sums, const ForwardRow<Real>& row,
+  static FUSEDRNN_INLINE void finish(const Forward<Real>& f, const Wide<Real>* sums, const ForwardRow<Real>& row,
                                      int64_t panel) {
     constexpr int W = lanes_of<Real>;
     const int64_t H = f.shape.H, unit = panel * W;
-    const Real* start = row.start + panel_offset<Real>(Cell::lstm, panel);
+    const Wide<Real>* start = row.start + panel_offset<Real>(Cell::lstm, panel);
     with_lanes<Real>(H - unit, [&](auto lanes) {
       LstmGates<Vector<Real>> g{pre_activation(sums, start, 0), pre_activation(sums, start, 1),
                                 pre_activation(sums, start, 2), pre_activation(sums, start, 3)};
@@ -77,11 +81,13 @@ struct LstmForward {
 // The operands of one step's products: one entry an active row.
 template <class Real>
 struct StepRows {
-  explicit StepRows(int64_t n)
+  StepRows(TileShape<Real>& shape, int64_t n, int64_t most_I, int64_t most_H)
       : x(n ? new const Real*[2 * n] : nullptr),
         h(x + n),
-        sums(n ? new Real*[n] : nullptr),
-        rows(n ? new ForwardRow<Real>*[n] : nullptr) {}
+        sums(n ? new Wide<Real>*[n] : nullptr),
+        rows(n ? new ForwardRow<Real>*[n] : nullptr),
+        of_x(shape, n, most_I),
+        of_h(shape, n, most_H) {}
   ~StepRows() {
     delete[] x;
     delete[] sums;
@@ -92,15 +98,16 @@ struct StepRows {
   int64_t count = 0;
   const Real** x;  // concat
   const Real** h;
-  Real** sums;
+  Wide<Real>** sums;
   ForwardRow<Real>** rows;
+  Factors<Real> of_x, of_h;
 };
 
 // As accumulate() with a panel of w [G*H, K] as it lies: the gates of a unit at once, each a stream that the processor reads
 // ahead. GRU: the products of h and W_hn have a slot of their own.
 template <class Real>
 void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t count, const Real* const* in, int64_t K,
-                         const Real* w, Real* const* out) {
+                         const Real* w, Wide<Real>* const* out) {
   constexpr int W = lanes_of<Real>;
   for (int u = 0; u < W; ++u) {
     const Real* rows[vectors_per_panel];
@@ -114,7 +121,7 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
     with_vectors(some, [&](auto slots) {
       constexpr int N = decltype(slots)::count;
       for (int64_t r = 0; r < count; ++r) {
-        Real sums[N];
+        Wide<Real> sums[N];
         dots<N>(in[r], rows, K, sums);
         for (int n = 0; n < N; ++n) out[r][to[n]] += sums[n];
       }
@@ -123,19 +130,25 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
 }
 
 template <class Gates, class Real>
-void forward_step(const Forward<Real>& f, const StepRows<Real>& step, Panels own) {
+void forward_step(const Forward<Real>& f, StepRows<Real>& step, Panels own) {
   constexpr int W = lanes_of<Real>;
   const Shape& s = f.shape;
   const int64_t H = s.H, I = s.I;
   if (step.count == 0) return;
+  if (f.packed_hh) {
+    if (f.concat) step.of_x.set(step.count, step.x, I);
+    step.of_h.set(step.count, step.h, H);
+  }
   for (int64_t panel = own.first; panel < own.last; ++panel) {
     const int64_t at = panel_offset<Real>(s.cell, panel);
     const auto products = [&](auto input, auto hidden, bool fresh) {
       using Input = decltype(input);
       using Hidden = decltype(hidden);
-      if (f.concat) accumulate<Input>(step.count, step.x, I, f.packed_ih + I * at, Input::count * W, fresh, step.sums);
+      if (f.concat) {
+        accumulate<Input>(step.of_x, f.packed_ih + depth_of<Real>(I) * at, Input::count * W, fresh, step.sums);
+      }
       fresh = fresh && !f.concat;
-      accumulate<Hidden>(step.count, step.h, H, f.packed_hh + H * at, Hidden::count * W, fresh, step.sums);
+      accumulate<Hidden>(step.of_h, f.packed_hh + depth_of<Real>(H) * at, Hidden::count * W, fresh, step.sums);
     };
     const bool gru = s.cell == Cell::gru;
     if (gru || !f.packed_hh) zero(step.sums[0], step.count * vectors_per_panel * W);
@@ -151,10 +164,14 @@ void forward_step(const Forward<Real>& f, const StepRows<Real>& step, Panels own
   }
 }
 
-// x W_ih + b of the rows of steps [begin, end), into `pre`; inactive rows are left out.
+// x W_ih + b of the rows of steps [begin, end), into `pre`; inactive rows are left out, or, where all of a product's rows
+// have to be evenly spaced, receive some numbers.
 template <class Real>
-void input_product(const Forward<Real>& f, const Share& share, Panels own, int64_t begin, int64_t end, Real* pre,
-                   const Real** x, Real** out) {
+void input_product(const Forward<Real>& f, const Share& share, Panels own, int64_t begin, int64_t end, Wide<Real>* pre,
+                   StepRows<Real>& chunk) {
+  const bool evenly = sizeof(Real) == 2 && f.packed_ih;
+  const Real** x = chunk.x;
+  Wide<Real>** out = chunk.sums;
   const Shape& s = f.shape;
   const int64_t first = share.first, last = share.last, width = packed_width<Real>(s.cell, s.H);
   const int64_t start_of_own = panel_offset<Real>(s.cell, own.first);
@@ -162,25 +179,26 @@ void input_product(const Forward<Real>& f, const Share& share, Panels own, int64
   for (int64_t position = begin; position < end; ++position) {
     const int64_t t = step_at(s, position);
     for (int64_t b = first; b < last; ++b) {
-      Real* start = pre + ((position - begin) * (last - first) + b - first) * width;
-      if (t >= length_of(s, b)) continue;
+      Wide<Real>* start = pre + ((position - begin) * (last - first) + b - first) * width;
+      const bool active = t < length_of(s, b);
       if (f.tokens.base) {
-        token_row(f, *row_at(s, f.tokens, t, b), start);
-      } else {
+        if (active) token_row(f, *row_at(s, f.tokens, t, b), start);
+      } else if (active || evenly) {
         copy(start, f.bias, width);
         out[count] = start + start_of_own;
-        x[count++] = row_at(s, f.x, t, b);
+        x[count++] = active ? row_at(s, f.x, t, b) : nullptr;
       }
     }
   }
   if (count == 0) return;
+  if (f.packed_ih) chunk.of_x.set(count, x, s.I);
   for (int64_t panel = own.first; panel < own.last; ++panel) {
     const int slots = slots_of<Real>(s.cell, s.H, panel);
     if (f.packed_ih) {
-      const Real* w = f.packed_ih + s.I * panel_offset<Real>(s.cell, panel);
+      const Real* w = f.packed_ih + depth_of<Real>(s.I) * panel_offset<Real>(s.cell, panel);
       with_vectors(slots, [&](auto vectors) {
         using S = decltype(vectors);
-        accumulate<S>(count, x, s.I, w, S::count * lanes_of<Real>, false, out);
+        accumulate<S>(chunk.of_x, w, S::count * lanes_of<Real>, false, out);
       });
     } else {
       accumulate_unpacked(s, panel, false, count, x, s.I, f.w_ih, out);
@@ -198,8 +216,15 @@ void keep_cells(const Forward<Real>& f, const Share& share, Panels own, int64_t 
   }
 }
 
+// Of a row's units those that are the thread's own: others may be used by threads that are not as far.
+template <class Real>
+void zero_own(const Shape& s, Panels own, Real* row) {
+  const int64_t first = own.first * lanes_of<Real>;
+  zero(row + first, minimum(s.H, own.last * lanes_of<Real>) - first);
+}
+
 template <class Gates, class Real>
-void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Real* workspace) {
+void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Wide<Real>* workspace) {
   const Shape& s = f.shape;
   const int64_t first = share.first, last = share.last, n = last - first, H = s.H;
   const int64_t width = packed_width<Real>(s.cell, H);
@@ -207,19 +232,21 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
   const int64_t blocks = blocks_of(s.cell);
   const bool direct = f.concat || f.table;  // nothing to prepare per chunk
   auto* rows = new ForwardRow<Real>[n];
-  auto* sums = new Real[n * vectors_per_panel * lanes_of<Real>];
-  StepRows<Real> step(n);
-  StepRows<Real> chunk(direct ? 0 : n * steps_per_chunk);
+  auto* sums = new Wide<Real>[(n + spare_rows) * vectors_per_panel * lanes_of<Real>];
+  TileShape<Real> shape;
+  StepRows<Real> step(shape, n, f.concat ? s.I : 0, H);
+  StepRows<Real> chunk(shape, direct ? 0 : n * steps_per_chunk, direct ? 0 : s.I, 0);
   for (int64_t b = first; b < last; ++b) {
     const int64_t k = b - first;
     rows[k] = {};
     rows[k].h = f.h0 + b * H;
     rows[k].c_prev = f.c0 ? f.c0 + b * H : nullptr;
+    rows[k].state = f.h ? f.h + b * H : nullptr;
     step.sums[k] = sums + k * vectors_per_panel * lanes_of<Real>;
   }
   for (int64_t begin = 0; begin < s.T; begin += steps_per_chunk) {
     const int64_t end = minimum(s.T, begin + steps_per_chunk);
-    if (!direct) input_product(f, share, own, begin, end, workspace, chunk.x, chunk.sums);
+    if (!direct) input_product(f, share, own, begin, end, workspace, chunk);
     for (int64_t position = begin; position < end; ++position) {
       const int64_t t = step_at(s, position);
       if (f.chunk_cells && position % lean_chunk == 0) keep_cells(f, share, own, position / lean_chunk, rows);
@@ -242,7 +269,11 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
         } else {
           row.start = workspace + ((position - begin) * n + b - first) * width;
         }
-        if (is_reset(s, t, b)) row.h = row.c_prev = f.zeros;
+        if (is_reset(s, t, b)) {
+          row.h = static_cast<const Real*>(f.zeros);
+          row.c_prev = static_cast<const Wide<Real>*>(f.zeros);
+          if (row.state) zero_own(s, own, row.state);
+        }
         step.h[step.count] = row.h;
         step.rows[step.count++] = &row;
       }
@@ -263,7 +294,7 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
 }
 
 template <class Real>
-void forward(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Real* workspace) {
+void forward(const Forward<Real>& f, const Share& share, int64_t steps_per_chunk, Wide<Real>* workspace) {
   constexpr decltype(&forward<Real>) loops[] = {forward_loop<RnnForward<false>, Real>,
                                                 forward_loop<RnnForward<true>, Real>, forward_loop<GruForward, Real>,
                                                 forward_loop<LstmForward, Real>};

@@ -28,12 +28,32 @@ struct Rows {
   int64_t step, batch;
 };
 
+// As torch.bfloat16: the upper half of a float.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// What gates, accumulators and states between steps are computed in.
+template <class Real>
+struct WideOf {
+  using type = Real;
+};
+template <>
+struct WideOf<bfloat16> {
+  using type = float;
+};
+template <class Real>
+using Wide = typename WideOf<Real>::type;
+
 // Internal linkage, so that every instruction set keeps a copy of its own.
 static constexpr bool is_rnn(Cell cell) { return cell == Cell::rnn_tanh || cell == Cell::rnn_relu; }
 static constexpr int64_t gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
 
 // Blocks of H values a row of dgates takes; also of `saved`, where the cell keeps any.
 static constexpr int64_t blocks_of(Cell cell) { return is_rnn(cell) ? 1 : 4; }
+
+// Rows that a kernel may compute beyond the last one.
+static constexpr int64_t spare_rows = 16;
 
 // Elements of a cache line.
 template <class Real>
@@ -70,22 +90,23 @@ struct Forward {
   bool concat;         // one product over [x, h] a step; else x W_ih of a chunk of steps first
   Rows<const Real> x;  // null base: tokens
   Rows<const int64_t> tokens;
-  const Real* w_ih;       // [G*H, I], read for tokens without a table, and where nothing is packed
-  const Real* w_hh;       // [G*H, H], read where nothing is packed
-  const Real* packed_ih;  // pack_forward(w_ih), or null: so few rows that packing does not pay
-  const Real* packed_hh;  // pack_forward(w_hh), or null, as packed_ih
-  const Real* bias;       // pack_bias: b_ih, plus b_hh where the two simply add
-  const Real* bias_hn;    // GRU: b_hn, same packing, one gate
-  const Real* table;      // tokens: [I, packed_width], row v is the packed column v of w_ih plus bias; or null
-  const Real* h0;         // [B, H]
-  const Real* c0;         // [B, H], LSTM
-  const Real* zeros;      // [H], the state after a reset; null without resets
+  const Real* w_ih;           // [G*H, I], read for tokens without a table, and where nothing is packed
+  const Real* w_hh;           // [G*H, H], read where nothing is packed
+  const Real* packed_ih;      // pack_forward(w_ih), or null: so few rows that packing does not pay
+  const Real* packed_hh;      // pack_forward(w_hh), or null, as packed_ih
+  const Wide<Real>* bias;     // pack_bias: b_ih, plus b_hh where the two simply add
+  const Wide<Real>* bias_hn;  // GRU: b_hn, same packing, one gate
+  const Wide<Real>* table;    // tokens: [I, packed_width], row v is the packed column v of w_ih plus bias; or null
+  const Real* h0;             // [B, H]
+  const Wide<Real>* c0;       // [B, H], LSTM
+  const void* zeros;          // H of Wide<Real>, the state after a reset; null without resets
   Rows<Real> y;
   Real* h_n;          // [B, H]; of a single step it may be y itself
-  Real* c_n;          // [B, H], LSTM
+  Wide<Real>* c_n;    // [B, H], LSTM
+  Wide<Real>* h;      // [B, H], GRU of 16 bits: h0, and between steps h as it was before it was rounded; else null
   Real* saved;        // [R, saved blocks, H], or null
-  Real* cells;        // [R, H], or null
-  Real* chunk_cells;  // lean: [chunks, B, H], c before each chunk, or null
+  Wide<Real>* cells;  // [R, H], or null
+  Wide<Real>* chunk_cells;  // lean: [chunks, B, H], c before each chunk, or null
 };
 
 template <class Real>
@@ -94,20 +115,20 @@ struct Backward {
   const Real* w_hh;  // [G*H, H] as it is, or pack_backward(w_hh)
   bool packed;       // which of the two
   const Real* h0;
-  const Real* c0;
-  const Real* zeros;  // [blocks * H]: the dgates of no step, and the state after a reset
+  const Wide<Real>* c0;
+  const void* zeros;  // blocks * H of Wide<Real>: the dgates of no step, and the state after a reset
   Rows<const Real> y;
   Rows<const Real> dy;  // null base: zero
   // Lean: rebuild() makes, for the rows of the chunk, what forward did not keep: `saved` where dgates will lie, and cells.
   bool lean;
-  const Real* saved;    // [R, blocks, H], or null
-  Real* cells;          // [R, H], lean: [rows of the chunk, H]; or null
-  const Real* chunk_c;  // lean: [B, H], c before the chunk
-  Real* dh;             // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
-  Real* dc;             // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
-  Real* dgates;         // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
-  Real* h_prev;         // [rows of the chunk, H]: the state each row started from, or null
-  int64_t dgates_stride, h_prev_stride;
+  const Real* saved;          // [R, blocks, H], or null
+  Wide<Real>* cells;          // [R, H], lean: [rows of the chunk, H]; or null
+  const Wide<Real>* chunk_c;  // lean: [B, H], c before the chunk
+  Wide<Real>* dh;             // [B, H]: dh_n on entry of the first chunk; between chunks, what reaches h past W_hh
+  Wide<Real>* dc;             // [B, H], LSTM: dc_n on entry of the first chunk, dc0 after the last
+  Real* dgates;               // [rows of the chunk, blocks * H]: LSTM i f g o, RNN h, GRU r z n and n r (seen by W_hn)
+  const Real** h_prev;        // [rows of the chunk]: the state each row started from; stays as it is for inactive rows
+  int64_t dgates_stride;
   Real* carried;      // [B, blocks * H]: dgates of the step processed last, between chunks
   const Real** next;  // [B]: dgates of the step processed before this one, null before the first
 };
@@ -137,31 +158,41 @@ struct Share {
 // Everything one instruction set offers. Panels are blocks of hidden units whose weights lie together.
 template <class Real>
 struct Kernels {
+  int64_t rate;                              // multiply-adds a cycle
   int64_t (*packed_width)(Cell, int64_t H);  // elements a row of packed pre-activations or biases takes
   int64_t (*forward_panels)(Cell, int64_t H);
   int64_t (*backward_panels)(int64_t H);
   int64_t (*padded_units)(int64_t H);  // H rounded up to whole vectors
+  int64_t (*depth)(int64_t K);         // elements of K that a packed column takes
+  int64_t (*backward_depth)(Cell, int64_t H);
   // w [G*H, K] -> panels [first, last) of [panel][K][gate][lane]
   void (*pack_forward)(Cell, const Real* w, int64_t H, int64_t K, Real* packed, int64_t first, int64_t last);
-  // w_hh [G*H, H] -> panels [first, last) of [panel][G*H][vector][lane]
-  void (*pack_backward)(const Real* w, int64_t gates_times_H, int64_t H, Real* packed, int64_t first, int64_t last);
-  void (*pack_bias)(Cell, const Real* b_ih, const Real* b_hh, int64_t H, Real* bias, Real* bias_hn);
-  void (*token_rows)(const Forward<Real>&, Real* table, int64_t first, int64_t last);
-  // All steps. workspace holds steps_per_chunk * rows * packed_width elements.
-  void (*forward)(const Forward<Real>&, const Share&, int64_t steps_per_chunk, Real* workspace);
+  // w [K[0] + K[1], N], each part of which may be padded -> panels [first, last) of [panel][K][vector][lane]
+  void (*pack_backward)(const Real* w, const int64_t (&K)[2], int64_t N, Real* packed, int64_t first, int64_t last);
+  void (*pack_bias)(Cell, const Real* b_ih, const Real* b_hh, int64_t H, Wide<Real>* bias, Wide<Real>* bias_hn);
+  void (*token_rows)(const Forward<Real>&, Wide<Real>* table, int64_t first, int64_t last);
+  // All steps. workspace holds x W_ih + b of steps_per_chunk steps of the rows, and of spare_rows more rows.
+  void (*forward)(const Forward<Real>&, const Share&, int64_t steps_per_chunk, Wide<Real>* workspace);
   // Lean: `saved` and `cells` of steps [begin, end), as forward computes them. All steps at once: every h is known.
   void (*rebuild)(const Forward<Real>&, const Backward<Real>&, const Share&, int64_t begin, int64_t end,
-                  int64_t steps_at_once, Real* workspace);
+                  int64_t steps_at_once, Wide<Real>* workspace);
   // Steps [begin, end) in order of processing (counted as forward walks them), last to first.
   void (*backward)(const Backward<Real>&, const Share&, int64_t begin, int64_t end);
   // After the last chunk: dh0 [B, H] of batch rows [first, last).
   void (*backward_finish)(const Backward<Real>&, int64_t first, int64_t last, Real* dh0);
-  // to (+)= sum over rows n of scale[n * scale_stride] * from[n]
-  void (*add_scaled_rows)(const Real* scale, int64_t scale_stride, const Real* from, int64_t rows, int64_t stride,
-                          int64_t columns, Real* to, bool add);
-  // to += sum over rows of from
-  void (*add_columns)(const Real* from, int64_t rows, int64_t stride, int64_t columns, Real* to);
-  void (*add_row)(const Real* row, int64_t columns, Real* to);  // to += row
+  // to (+)= sum over rows n of scale[n] * row n of from [rows, columns]; null in 16 bits
+  void (*add_scaled_rows)(const Real* scale, const Real* from, int64_t rows, int64_t columns, Real* to, bool add);
+  // out[m][n] (+)= sum over rows of left[row][at + m] * right[row][n], m in [m0, m1), n in [0, N)
+  void (*add_outer)(const Real* const* left, int64_t at, const Real* const* right, int64_t rows, int64_t m0, int64_t m1,
+                    int64_t N, Wide<Real>* out, bool add);
+  // out[row] (+)= in[row] w, w [K, N] packed by pack_backward
+  void (*multiply_rows)(const Real* const* in, int64_t rows, int64_t K, const Real* packed, int64_t N, Real* const* out,
+                        bool add);
+  // to[k] += sum over rows of row[k], k in [first, last)
+  void (*add_columns)(const Real* const* from, int64_t rows, int64_t first, int64_t last, Wide<Real>* to);
+  void (*add_row)(const Real* row, int64_t columns, Wide<Real>* to);  // to += row
+  void (*widen)(const Real* from, int64_t count, Wide<Real>* to);
+  void (*narrow)(const Wide<Real>* from, int64_t count, Real* to);
 };
 
 template <class Real>
@@ -170,5 +201,7 @@ template <class Real>
 const Kernels<Real>* avx2_kernels();  // null where not compiled
 template <class Real>
 const Kernels<Real>* avx512_kernels();
+template <class Real>
+const Kernels<Real>* amx_kernels();  // bfloat16 alone
 
 }  // namespace fusedrnn

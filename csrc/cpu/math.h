@@ -64,7 +64,7 @@ FUSEDRNN_INLINE Vector<Real> sigmoid_of(Vector<Real> x) {
   const Vector<Real> limit = broadcast(Exponent<Real>::sigmoid_limit);
   const Vector<Real> a = x > limit ? -limit : -x;
   const ExpParts<Real> e = exp_parts<Real>(a);
-  return a > limit ? Vector<Real>{} : 1 / (e.scale + fma(e.scale, e.p, broadcast(Real(1))));
+  return a > limit ? Vector<Real>{} : reciprocal(e.scale + fma(e.scale, e.p, broadcast(Real(1))));
 }
 
 template <class Real>
@@ -85,7 +85,7 @@ FUSEDRNN_INLINE Vector<Real> tanh_of(Vector<Real> x) {
     q = fma(q, u, broadcast(-0.053739715f));
     q = fma(q, u, broadcast(0.13331442f));
     q = fma(q, u, broadcast(-0.33333282f));
-    t = small ? fma(a * u, q, a) : 1 - 2 / (fma(e.scale, e.p, e.scale) + 1);
+    t = small ? fma(a * u, q, a) : 1 - 2 * reciprocal(fma(e.scale, e.p, e.scale) + 1);
   } else {
     const Vector<Real> em1 = fma(e.scale, e.p, e.scale - 1);
     const Vector<Real> ratio = (small ? em1 : broadcast(Real(2))) / (em1 + 2);

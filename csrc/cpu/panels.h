@@ -7,8 +7,30 @@
 constexpr int vectors_per_panel = 4;
 
 FUSEDRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-FUSEDRNN_INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+FUSEDRNN_INLINE constexpr int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 FUSEDRNN_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Elements of K that a packed column takes: those beyond K are zeros.
+template <class Real>
+int64_t depth_of(int64_t K) {
+  constexpr int64_t at_once = sizeof(Real) == 2 ? 32 : 1;
+  return ceil_div(K, at_once) * at_once;
+}
+
+// Calls f(first block, elements) for the windows of dgates that W_hh sees, in order of its rows.
+template <class F>
+FUSEDRNN_INLINE void for_windows(Cell cell, int64_t H, F f) {
+  if (cell != Cell::gru) return f(0, gates_of(cell) * H);
+  f(0, 2 * H);  // r z
+  f(3, H);      // n r
+}
+
+template <class Real>
+int64_t backward_depth(Cell cell, int64_t H) {
+  int64_t depth = 0;
+  for_windows(cell, H, [&](int64_t, int64_t K) { depth += depth_of<Real>(K); });
+  return depth;
+}
 
 template <class Real>
 FUSEDRNN_INLINE int64_t vectors_of(int64_t H) {
@@ -121,8 +143,9 @@ void pack_forward(Cell cell, const Real* w, int64_t H, int64_t K, Real* packed, 
 }
 
 template <class Real>
-void pack_backward(const Real* w, int64_t K, int64_t H, Real* packed, int64_t first, int64_t last) {
+void pack_backward(const Real* w, const int64_t (&parts)[2], int64_t H, Real* packed, int64_t first, int64_t last) {
   constexpr int W = lanes_of<Real>;
+  const int64_t K = parts[0] + parts[1];
   for (int64_t panel = first; panel < last; ++panel) {
     Real* out = packed + K * panel * vectors_per_panel * W;
     const int64_t unit = panel * vectors_per_panel * W;
@@ -137,38 +160,40 @@ void pack_backward(const Real* w, int64_t K, int64_t H, Real* packed, int64_t fi
 
 // bias = b_ih + b_hh, but the GRU's b_hn stays apart (r multiplies it). Null biases are zero.
 template <class Real>
-void pack_bias(Cell cell, const Real* b_ih, const Real* b_hh, int64_t H, Real* bias, Real* bias_hn) {
+void pack_bias(Cell cell, const Real* b_ih, const Real* b_hh, int64_t H, Wide<Real>* bias, Wide<Real>* bias_hn) {
   constexpr int W = lanes_of<Real>;
   const int64_t panels = forward_panels<Real>(cell, H);
   for (int64_t panel = 0; panel < panels; ++panel) {
     for_slots<Real>(cell, H, panel, [&](int slot, int64_t row, int lanes) {
       const bool apart = cell == Cell::gru && slot == 2;
-      Real* to = bias + panel_offset<Real>(cell, panel) + slot * W;
-      for (int u = 0; u < W; ++u) {
-        const bool present = u < lanes && b_ih != nullptr;
-        to[u] = present ? b_ih[row + u] + (apart ? Real(0) : b_hh[row + u]) : Real(0);
-        if (apart) bias_hn[panel * W + u] = present ? b_hh[row + u] : Real(0);
-      }
+      Wide<Real>* to = bias + panel_offset<Real>(cell, panel) + slot * W;
+      const bool present = b_ih != nullptr;
+      const Vector<Real> ih = present ? load(b_ih + row, lanes) : Vector<Real>{};
+      const Vector<Real> hh = present ? load(b_hh + row, lanes) : Vector<Real>{};
+      store(to, apart ? ih : ih + hh);
+      if (apart) store(bias_hn + panel * W, hh);
     });
   }
 }
 
 // What a token contributes: column `token` of w_ih plus the bias, packed.
 template <class Real>
-void token_row(const Forward<Real>& f, int64_t token, Real* out) {
+void token_row(const Forward<Real>& f, int64_t token, Wide<Real>* out) {
   constexpr int W = lanes_of<Real>;
   const Cell cell = f.shape.cell;
   const int64_t H = f.shape.H, I = f.shape.I, panels = forward_panels<Real>(cell, H);
   for (int64_t panel = 0; panel < panels; ++panel) {
     for_slots<Real>(cell, H, panel, [&](int slot, int64_t row, int lanes) {
       const int64_t at = panel_offset<Real>(cell, panel) + slot * W;
-      for (int u = 0; u < W; ++u) out[at + u] = f.bias[at + u] + (u < lanes ? f.w_ih[(row + u) * I + token] : Real(0));
+      for (int u = 0; u < W; ++u) {
+        out[at + u] = f.bias[at + u] + (u < lanes ? widened(f.w_ih[(row + u) * I + token]) : Wide<Real>(0));
+      }
     });
   }
 }
 
 template <class Real>
-void token_rows(const Forward<Real>& f, Real* table, int64_t first, int64_t last) {
+void token_rows(const Forward<Real>& f, Wide<Real>* table, int64_t first, int64_t last) {
   const int64_t width = packed_width<Real>(f.shape.cell, f.shape.H);
   for (int64_t token = first; token < last; ++token) token_row(f, token, table + token * width);
 }

@@ -7,14 +7,14 @@
 
 template <class Real>
 struct VectorOf {
-  typedef Real type __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef Wide<Real> type __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
 };
 
 template <class Real>
 using Vector = typename VectorOf<Real>::type;
 
 template <class Real>
-constexpr int lanes_of = FUSEDRNN_VECTOR_BYTES / int(sizeof(Real));
+constexpr int lanes_of = FUSEDRNN_VECTOR_BYTES / int(sizeof(Wide<Real>));
 
 using VectorF = Vector<float>;
 using VectorD = Vector<double>;
@@ -47,6 +47,28 @@ FUSEDRNN_INLINE void with_lanes(int64_t left, F f) {
   }
 }
 
+#if defined(__AVX512F__)
+FUSEDRNN_INLINE __mmask16 first_lanes(int lanes) { return __mmask16((1u << lanes) - 1); }
+FUSEDRNN_INLINE VectorF load(const float* p, int lanes) { return _mm512_maskz_loadu_ps(first_lanes(lanes), p); }
+FUSEDRNN_INLINE VectorD load(const double* p, int lanes) {
+  return _mm512_maskz_loadu_pd(__mmask8(first_lanes(lanes)), p);
+}
+FUSEDRNN_INLINE void store(float* p, VectorF v, int lanes) { _mm512_mask_storeu_ps(p, first_lanes(lanes), v); }
+FUSEDRNN_INLINE void store(double* p, VectorD v, int lanes) {
+  _mm512_mask_storeu_pd(p, __mmask8(first_lanes(lanes)), v);
+}
+#elif defined(__AVX2__)
+FUSEDRNN_INLINE __m256i first_floats(int lanes) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FUSEDRNN_INLINE __m256i first_doubles(int lanes) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(lanes), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+FUSEDRNN_INLINE VectorF load(const float* p, int lanes) { return _mm256_maskload_ps(p, first_floats(lanes)); }
+FUSEDRNN_INLINE VectorD load(const double* p, int lanes) { return _mm256_maskload_pd(p, first_doubles(lanes)); }
+FUSEDRNN_INLINE void store(float* p, VectorF v, int lanes) { _mm256_maskstore_ps(p, first_floats(lanes), v); }
+FUSEDRNN_INLINE void store(double* p, VectorD v, int lanes) { _mm256_maskstore_pd(p, first_doubles(lanes), v); }
+#else
 template <class Real>
 FUSEDRNN_INLINE Vector<Real> load(const Real* p, int lanes) {
   if (lanes == lanes_of<Real>) return load(p);
@@ -59,6 +81,42 @@ template <class Real>
 FUSEDRNN_INLINE void store(Real* p, Vector<Real> v, int lanes) {
   if (lanes == lanes_of<Real>) return store(p, v);
   for (int k = 0; k < lanes; ++k) p[k] = v[k];
+}
+#endif
+
+template <class Real>
+FUSEDRNN_INLINE Real widened(Real a) {
+  return a;
+}
+
+#if defined(__AVX512BF16__)
+FUSEDRNN_INLINE float widened(bfloat16 a) { return __builtin_bit_cast(float, uint32_t(a.bits) << 16); }
+
+FUSEDRNN_INLINE VectorF widened(__m256i v) { return (VectorF)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16); }
+
+FUSEDRNN_INLINE VectorF load(const bfloat16* p) { return widened(_mm256_loadu_si256((const __m256i*)p)); }
+
+FUSEDRNN_INLINE VectorF load(const bfloat16* p, int lanes) {
+  return widened(_mm256_maskz_loadu_epi16(first_lanes(lanes), p));
+}
+
+FUSEDRNN_INLINE void store(bfloat16* p, VectorF v) {
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+
+FUSEDRNN_INLINE void store(bfloat16* p, VectorF v, int lanes) {
+  _mm256_mask_storeu_epi16(p, first_lanes(lanes), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+#endif
+
+// A constant number of lanes is all of them.
+template <class Real>
+FUSEDRNN_INLINE Vector<Real> load(const Real* p, Constant<lanes_of<Real>>) {
+  return load(p);
+}
+template <class Real>
+FUSEDRNN_INLINE void store(Real* p, Vector<Real> v, Constant<lanes_of<Real>>) {
+  store(p, v);
 }
 
 // Asks for the cache lines at some addresses. All that calls it must be inlined: GCC drops calls of functions that do
@@ -154,4 +212,18 @@ FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return vfmaq_f64(
 #else
 FUSEDRNN_INLINE VectorF fma(VectorF a, VectorF b, VectorF c) { return a * b + c; }
 FUSEDRNN_INLINE VectorD fma(VectorD a, VectorD b, VectorD c) { return a * b + c; }
+#endif
+
+// 1 / x to within an ulp, for positive x below 2^126.
+template <class V>
+FUSEDRNN_INLINE V reciprocal(V x) {
+  return 1 / x;
+}
+#if defined(__AVX512F__)
+// A division takes 16 cycles: an estimate of 14 bits and one step of Newton's method take 5.
+template <>
+FUSEDRNN_INLINE VectorF reciprocal(VectorF x) {
+  const VectorF estimate = _mm512_rcp14_ps(x);
+  return fma(fma(-x, estimate, broadcast(1.0f)), estimate, estimate);
+}
 #endif

@@ -1,5 +1,23 @@
 // The micro-kernel shared by forward, backward and the input product. Included inside the namespace of a variant.
 
+// The rows of a product. In 16 bits the processor's tiles need them gathered, and know of their number.
+template <class Real>
+struct TileShape {};
+
+template <class Real>
+struct Factors {
+  Factors(TileShape<Real>&, int64_t, int64_t) {}
+
+  void set(int64_t rows, const Real* const* rows_at, int64_t elements) {
+    count = rows;
+    in = rows_at;
+    K = elements;
+  }
+
+  int64_t count = 0, K = 0;
+  const Real* const* in = nullptr;
+};
+
 // Where the vectors of a row of weights accumulate.
 template <int... Slot>
 struct Slots {
@@ -56,14 +74,15 @@ FUSEDRNN_INLINE void for_tiles(int64_t n, F f) {
   }
 }
 
-// One product of `count` rows with a panel of weights w [K, at `stride`][S::count][lane]: the slots of S in out[r]
+// One product of rows with a panel of weights w [K, at `stride`][S::count][lane]: the slots of S in out[r]
 // [slot][lane] receive, or where not `fresh` have added, the sums over k of in[r][k] * w[k]. k is cut into blocks that
 // stay in L1 until every row has used them; each is summed from zero, so that rounding grows with the block and with
 // their number, not with K. How the rows are cut changes no bit.
 template <class S, class Real>
-__attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, int64_t K, const Real* w,
-                                          int64_t stride, bool fresh, Real* const* out) {
+__attribute__((noinline)) void accumulate(const Factors<Real>& factors, const Real* w, int64_t stride, bool fresh,
+                                          Real* const* out) {
   constexpr int W = lanes_of<Real>;
+  const int64_t count = factors.count, K = factors.K;
   constexpr int64_t block = (16 << 10) / (S::count * FUSEDRNN_VECTOR_BYTES);
   // While tiles use a block, the processor sees no reason to fetch the next one: each tile asks for its part of it. One or
   // two tiles are through before it could come.
@@ -74,7 +93,7 @@ __attribute__((noinline)) void accumulate(int64_t count, const Real* const* in, 
       Vector<Real> acc[Tile][S::count] = {};
       const Real* x[Tile];
 #pragma GCC unroll 8
-      for (int r = 0; r < Tile; ++r) x[r] = in[first + r] + k;
+      for (int r = 0; r < Tile; ++r) x[r] = factors.in[first + r] + k;
       const int64_t now = minimum(block, K - k);
       const Real* here = w + k * stride;
       if (asks) {
@@ -130,6 +149,20 @@ FUSEDRNN_INLINE void dots(const Real* x, const Real* const* rows, int64_t K, Rea
 }
 
 FUSEDRNN_INLINE int64_t step_at(const Shape& s, int64_t position) { return s.reverse ? s.T - 1 - position : position; }
+
+template <class Real>
+void widen(const Real* from, int64_t count, Wide<Real>* to) {
+  constexpr int64_t W = lanes_of<Real>;
+  for (int64_t k = 0; k < count; k += W)
+    store(to + k, load(from + k, int(minimum(W, count - k))), int(minimum(W, count - k)));
+}
+
+template <class Real>
+void narrow(const Wide<Real>* from, int64_t count, Real* to) {
+  constexpr int64_t W = lanes_of<Real>;
+  for (int64_t k = 0; k < count; k += W)
+    store(to + k, load(from + k, int(minimum(W, count - k))), int(minimum(W, count - k)));
+}
 
 template <class Real>
 FUSEDRNN_INLINE void copy(Real* to, const Real* from, int64_t count) {

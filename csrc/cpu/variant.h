@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <cstdint>
+#include <new>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -27,16 +28,48 @@ namespace {
 #include "../cells.h"
 #include "panels.h"
 #include "tile.h"
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
 #include "forward.h"
 #include "backward.h"
 #include "rebuild.h"
 #include "sums.h"
+#include "outer.h"
+
+template <class Real>
+constexpr auto add_scaled_rows_of() {
+  if constexpr (sizeof(Real) == 2) {
+    return nullptr;
+  } else {
+    return add_scaled_rows<Real>;
+  }
+}
 
 template <class Real>
 constexpr Kernels<Real> kernels = {
-    packed_width<Real>,  forward_panels<Real>,  backward_panels<Real>, padded_units<Real>, pack_forward<Real>,
-    pack_backward<Real>, pack_bias<Real>,       token_rows<Real>,      forward<Real>,      rebuild<Real>,
-    backward<Real>,      backward_finish<Real>, add_scaled_rows<Real>, add_columns<Real>,  add_row<Real>,
+    sizeof(Real) == 2 ? 512 : 2 * lanes_of<Real>,
+    packed_width<Real>,
+    forward_panels<Real>,
+    backward_panels<Real>,
+    padded_units<Real>,
+    depth_of<Real>,
+    backward_depth<Real>,
+    pack_forward,
+    pack_backward,
+    pack_bias<Real>,
+    token_rows<Real>,
+    forward<Real>,
+    rebuild<Real>,
+    backward<Real>,
+    backward_finish<Real>,
+    add_scaled_rows_of<Real>(),
+    add_outer,
+    multiply_rows<Real>,
+    add_columns<Real>,
+    add_row<Real>,
+    widen<Real>,
+    narrow<Real>,
 };
 
 }  // namespace

@@ -1,17 +1,22 @@
-"""The compiled CPU kernels (csrc/cpu): the whole time loop of a layer in one call, forward and backward."""
+"""The compiled CPU kernels (csrc/cpu): the whole time loop of a layer in one call, forward and backward.
+
+float32, float64 and, where the processor has AMX, bfloat16 have kernels of their own: products of bfloat16, sums and
+states in float32. Other numbers of 16 bits run as float32, converted before the call and after it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from fusedrnn import _extension
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
-from fusedrnn.call import Call
+from fusedrnn.call import Call, Weights
 from fusedrnn.cells import SAVE
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")  # as enum Isa in csrc/bindings.cpp
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")  # as enum Isa in csrc/bindings.cpp
 _CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/cpu/layer.h
 
 
@@ -32,7 +37,7 @@ _ABSENT = (None,) * 4  # the weights of a direction that the layer does not have
 class CpuBackend(Backend):
     name = "cpu"
     devices = frozenset(("cpu",))
-    dtypes = frozenset((torch.float32, torch.float64))
+    dtypes = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
     cells = frozenset(_CELLS)
     features = frozenset(("bidirectional", "tokens", "packed", "lengths", "resets", "lean"))
     checks_data = True
@@ -43,8 +48,14 @@ class CpuBackend(Backend):
     def schedule(self, problem: Problem) -> str:
         return "concat" if _concat(problem.schedule, problem.T) else "hoisted"
 
+    def detail(self, problem: Problem) -> str:
+        return "" if has_kernels(problem.dtype) else "as float32"
+
     def forward(self, call: Call) -> Outputs:
         _refuse_what_the_kernels_lack(call)
+        if not has_kernels(call.dtype):
+            y, h_n, c_n, saved, cells = self.forward(_as_float32(call))
+            return y.to(call.dtype), h_n.to(call.dtype), c_n.to(call.dtype), saved.to(call.dtype), cells
         w, *other = call.weights
         reverse = other[0] if other else _ABSENT
         return torch.ops.fusedrnn_cpu.forward.default(
@@ -65,6 +76,11 @@ class CpuBackend(Backend):
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
         _refuse_what_the_kernels_lack(call)
+        if not has_kernels(call.dtype):
+            dy, dh_n, dc_n = (None if t is None else _to_float32(t, call.dtype) for t in (dy, dh_n, dc_n))
+            y, saved = (_to_float32(t, call.dtype) for t in (y, saved))
+            found = self.backward(_as_float32(call), dy, dh_n, dc_n, y, saved, cells, wanted)
+            return tuple(None if t is None else t.to(call.dtype) for t in found)
         w, *other = call.weights
         reverse = other[0] if other else _ABSENT
         grads = torch.ops.fusedrnn_cpu.backward.default(
@@ -89,6 +105,36 @@ class CpuBackend(Backend):
             wanted,
         )
         return (*grads[:7], None, *grads[7:], None) if other else (*grads[:7], None)
+
+
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype are computed with as they are."""
+    if dtype == torch.bfloat16:
+        return _extension.is_loaded() and instruction_set() == "amx"
+    return dtype in (torch.float32, torch.float64)
+
+
+def _to_float32(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """RuntimeError for another dtype than the call's, which the kernels would not take either."""
+    if t.dtype != dtype:
+        raise RuntimeError(f"cpu: expected {dtype}, got {t.dtype}")
+    return t.float()
+
+
+def _as_float32(call: Call) -> Call:
+    def to_float32(t: Tensor | None) -> Tensor | None:
+        return None if t is None else _to_float32(t, call.dtype)
+
+    weights = []
+    for w in call.weights:
+        w_ih, w_hh = (_to_float32(t, call.dtype) for t in (w.w_ih, w.w_hh))
+        weights.append(Weights(w_ih, w_hh, to_float32(w.b_ih), to_float32(w.b_hh)))
+    return call._replace(
+        x=call.x if call.tokens else _to_float32(call.x, call.dtype),
+        h0=_to_float32(call.h0, call.dtype),
+        c0=to_float32(call.c0),
+        weights=tuple(weights),
+    )
 
 
 def _refuse_what_the_kernels_lack(call: Call) -> None:
