@@ -13,10 +13,8 @@ from fusedrnn.bench.pairs import Spread
 TRAINING = {"rnn": 4.0, "gru": 4.5, "lstm": 2.0}
 TRAINING_BF16 = {"rnn": 3.0, "gru": 3.0, "lstm": 1.2}
 INFERENCE = 1.2
-LEVEL, LEVEL_ON_TORCH = (
-    1.0,
-    0.97,
-)  # the 80th percentile of a row that is not lost; where `auto` takes torch.nn's library
+LEVEL = 1.0  # the 80th percentile of a row that is not lost
+LEVEL_ON_TORCH = 0.97  # the same where `auto` takes torch.nn's library
 OVER_FLOOR = {64: 2.0, 256: 1.3}  # at that H; of 256 and above
 IMPORT_MS = 60.0
 STEPS = {

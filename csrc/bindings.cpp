@@ -1,9 +1,9 @@
 // Registers the private kernel ops through torch's stable ABI and re-checks what memory safety needs. With the
 // headers beside it that are part of it the only file in csrc that knows torch. One call runs one layer.
 //
-// Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier. Where there are more
-// threads than rows they share rows, each with hidden units of its own, and meet after every step. Either way the bits do
-// not depend on the number of threads. Large sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
+// Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier. Where that costs
+// less (threads.h), threads share rows, each with hidden units of its own, and meet after every step. Either way the bits
+// do not depend on the number of threads. Large sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
 #include <sys/syscall.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -14,9 +14,6 @@
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
-#endif
-
-#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 

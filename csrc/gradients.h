@@ -175,12 +175,13 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   f.next = next.data();
   f.packed = pack;
   f.w_hh = pack ? packed.get() : data<const Real>(w_hh);
-  if (pack && (T > 1 || g.dh0.numel() > 0)) {
-    in_pieces(kernels.backward_panels(H), threads_for(G * H * H * 8, kernels.backward_panels(H)),
-              [&](int64_t first, int64_t last) {
-                kernels.pack_backward(data<const Real>(w_hh), windows, H, packed.get(), first, last);
-              });
-  }
+  const auto pack_columns = [&](const Operand& w, const int64_t (&parts)[2], int64_t columns, Real* to) {
+    const int64_t panels = kernels.backward_panels(columns);
+    in_pieces(panels, threads_for(G * H * columns * 8, panels), [&](int64_t first, int64_t last) {
+      kernels.pack_backward(data<const Real>(w), parts, columns, to, first, last);
+    });
+  };
+  if (pack && (T > 1 || g.dh0.numel() > 0)) pack_columns(w_hh, windows, H, packed.get());
   const Rows<Real> x_rows = tokens ? Rows<Real>{} : rows_of<Real>(x, "x", s, R, I, type);
   const Rows<const int64_t> token_rows =
       tokens ? rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long) : Rows<const int64_t>{};
@@ -195,12 +196,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   const bool gemm_hh = may_gemm && want_w_hh && gemm_is_faster(R, G * H, H);
   const bool gemm_dx = may_gemm && want_dx && gemm_is_faster(R, G * H, I), gemms = gemm_ih || gemm_hh || gemm_dx;
   Buffer<Real> packed_ih(want_dx && !few && !gemm_dx ? kernels.padded_units(I) * kernels.depth(G * H) : 0);
-  if (packed_ih.get()) {
-    in_pieces(kernels.backward_panels(I), threads_for(G * H * I * 8, kernels.backward_panels(I)),
-              [&](int64_t first, int64_t last) {
-                kernels.pack_backward(data<const Real>(w_ih), all_gates, I, packed_ih.get(), first, last);
-              });
-  }
+  if (packed_ih.get()) pack_columns(w_ih, all_gates, I, packed_ih.get());
   const Summed<Real> sums_ih(kernels, tokens ? Operand() : g.dw_ih, I, gemm_ih), sums_hh(kernels, g.dw_hh, H, gemm_hh);
   Buffer<Real> dgates_together(gemms && s.lengths && !s.row_offsets ? most_rows * dgates_stride : 0),
       x_together(gemm_ih || gemm_dx ? most_rows * padded_row<Real>(I) : 0),

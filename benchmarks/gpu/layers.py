@@ -12,7 +12,7 @@ from benchmarks.gpu.floors import floor
 from benchmarks.gpu.micro import Physics
 from benchmarks.record import Failure, Record, Row
 from fusedrnn.bench import gate, grid, pairs
-from fusedrnn.bench.measure import checked
+from fusedrnn.bench.measure import checked, first_line
 from fusedrnn.bench.pairs import Spread, milliseconds, ratios
 
 LONGEST_GRAPH = 4096  # steps; a graph has a node for each kernel, some to a step
@@ -64,10 +64,10 @@ LAST_ERRORS = (
 
 def failure(problem: grid.Problem, side: str, reason: Exception) -> Failure:
     """For the record. DeviceLost where there is nothing to go on with."""
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    if any(sign in lines[0] for sign in LAST_ERRORS):
-        raise DeviceLost(lines[0]) from reason
-    return Failure(str(problem), side, lines[0][:300])
+    said = first_line(reason)
+    if any(sign in said for sign in LAST_ERRORS):
+        raise DeviceLost(said) from reason
+    return Failure(str(problem), side, said[:300])
 
 
 def _clocks(problem: grid.Problem, runs: dict[str, Run], failures: list[Failure]) -> Iterator[tuple[str, dict]]:

@@ -48,6 +48,11 @@ def checked(problem: Problem, side: str, x: torch.Tensor, dy: torch.Tensor) -> t
     return run, gate.passed(problem, side, run())
 
 
+def first_line(reason: Exception) -> str:
+    """Of what it says; its name where it says nothing."""
+    return (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+
+
 def measure(problem: Problem, sides: Iterable[str], budget: float) -> Measured:
     """`budget`: seconds for each side."""
     runs, errors, faults = {}, {}, {}
@@ -57,7 +62,7 @@ def measure(problem: Problem, sides: Iterable[str], budget: float) -> Measured:
             try:
                 runs[side], errors[side] = checked(problem, side, x, dy)
             except (gate.GateError, RuntimeError) as reason:
-                faults[side] = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+                faults[side] = first_line(reason)
         timed = {**runs, FLOOR: grid.floor(problem)}
         times = pairs.paired(timed, budget * len(timed), problem.device, pools=onnx.SIDE in runs)
     return Measured(problem, times, errors, faults)
