@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn import ops
 from fusedrnn.backends.base import Problem
+from fusedrnn.bench import grid
 from fusedrnn.bench.precision import excess, norm
 from fusedrnn.call import Call, Weights
 from fusedrnn.cells import CELLS
@@ -338,3 +339,17 @@ def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], relative: floa
         if value.numel():
             error, scale = float((value - want[name]).abs().max()), float(want[name].abs().max())
             assert error <= relative * max(scale, 1.0), f"{name}: differs by {error:.3g} at a scale of {scale:.3g}"
+
+
+def make_auto_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the benchmarks' grid the module of the side `auto` has one weight that is not the opponent's."""
+    right = grid.module_of
+
+    def module_of(problem, side):
+        module = right(problem, side)
+        if side == "auto":
+            with torch.no_grad():
+                module.weight_hh_l0[0, 0] += 0.1
+        return module
+
+    monkeypatch.setattr(grid, "module_of", module_of)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from problems import make_auto_wrong
 
 from fusedrnn import dispatch
 from fusedrnn.bench import gate, grid, measure, onnx
@@ -81,21 +82,8 @@ def test_the_graph_for_onnxruntime_computes_what_torch_does(cell, layout):
     assert error < 1e-6
 
 
-def wrong(monkeypatch) -> None:
-    right = grid.module_of
-
-    def module_of(problem, side):
-        module = right(problem, side)
-        if side == "auto":
-            with torch.no_grad():
-                module.weight_hh_l0[0, 0] += 0.1
-        return module
-
-    monkeypatch.setattr(grid, "module_of", module_of)
-
-
 def test_a_wrong_result_is_never_shown_as_a_speed_up(call, monkeypatch):
-    wrong(monkeypatch)
+    make_auto_wrong(monkeypatch)
     status, lines, _ = call(*TINY)
     assert status == 1
     assert re.fullmatch(rf"auto +FAILED: lstm {SIZE} forward\+backward cpu, result \d: .*", line_of("auto", lines))
@@ -103,7 +91,7 @@ def test_a_wrong_result_is_never_shown_as_a_speed_up(call, monkeypatch):
 
 
 def test_the_check_of_float64_stops_what_is_wrong(monkeypatch):
-    wrong(monkeypatch)
+    make_auto_wrong(monkeypatch)
     found = measure.measure(Problem("gru", SIZE, True, precision="fp64"), [grid.TORCH, "auto"], budget=0.01)
     assert list(found.errors) == [grid.TORCH]
     assert re.search(r"result \d: relative error", found.faults["auto"])

@@ -16,6 +16,7 @@ import made_chip
 import pytest
 import torch
 from made_chip import row
+from problems import make_auto_wrong
 
 from benchmarks import record
 from benchmarks.gpu import layers, micro
@@ -107,16 +108,7 @@ def test_a_problem_is_measured_behind_its_gate(cell, precision, layout):
 
 
 def test_what_is_wrong_is_never_timed(monkeypatch):
-    right = grid.module_of
-
-    def wrong(problem, side):
-        module = right(problem, side)
-        if side == "auto":
-            with torch.no_grad():
-                module.weight_hh_l0[0, 0] += 0.1
-        return module
-
-    monkeypatch.setattr(grid, "module_of", wrong)
+    make_auto_wrong(monkeypatch)
     found = layers.measure(SMALL, [grid.TORCH, "auto"], PHYSICS)
     assert [r.side for r in found.rows] == [grid.TORCH]
     (failure,) = found.failures
