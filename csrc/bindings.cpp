@@ -34,7 +34,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 7;
+constexpr int64_t abi_version = 8;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t chunk_bytes = 10 << 20;  // what backward keeps of a chunk of steps
@@ -197,13 +197,15 @@ void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Te
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
-    const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse, const Optional& b_ih_reverse,
-    const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Optional& resets,
-    int64_t cell, int64_t direction, bool concat, bool batch_first, int64_t save) {
+    const Tensor& x, const Optional& given_h0, const Optional& given_c0, const Tensor& w_ih, const Tensor& w_hh,
+    const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
+    const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths,
+    const Optional& resets, int64_t cell, int64_t direction, bool concat, bool batch_first, int64_t save) {
   const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
+  const int64_t D = count_of(direction);
+  const auto [h0, c0] = states_or_zeros(given_h0, given_c0, cell, D, x, w_hh, offsets);
   const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active, starts);
-  const int64_t D = count_of(direction), R = row_count(s, x);
+  const int64_t R = row_count(s, x);
   const bool lstm = s.cell == Cell::lstm, full = save == save_full;
   const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
     return present ? new_tensor(w_ih, sizes) : new_tensor(w_ih, {0});
@@ -214,9 +216,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor cells = lstm && save == save_lean ? new_cells(w_ih, {D, lean_chunks(s.T), s.B, s.H})
                        : full && lstm            ? new_cells(w_ih, {D, R, s.H})
                                                  : new_cells(w_ih, {0});
-  forward_out(dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh),
-              dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active,
-              starts, cell, direction, concat, y, h_n, c_n, saved, cells);
+  forward_out(dense_rows(x), h0, c0, dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh), dense(w_ih_reverse),
+              dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active, starts, cell, direction,
+              concat, y, h_n, c_n, saved, cells);
   return {y, h_n, c_n, saved, cells};
 }
 
@@ -252,15 +254,17 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
 
 // Bit k of wanted: gradient k, as in fusedrnn/ops.py; what is not wanted is an undefined tensor, in Python None.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
-    const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh,
+    const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Optional& given_h0,
+    const Optional& given_c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh,
     const Optional& w_ih_reverse, const Optional& w_hh_reverse, const Optional& b_ih_reverse,
     const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths, const Optional& resets,
     const Tensor& y, const Tensor& saved, const Tensor& cells, int64_t cell, int64_t direction, bool lean,
     bool batch_first, int64_t wanted) {
   const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
+  const int64_t D = count_of(direction);
+  const auto [h0, c0] = states_or_zeros(given_h0, given_c0, cell, D, x, w_hh, offsets);
   const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active, starts);
-  const int64_t D = count_of(direction), G = gates_of(s.cell);
+  const int64_t G = gates_of(s.cell);
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
     return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
   };
@@ -275,10 +279,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     db_ih[d] = bias(5 * d + 5, *biases_ih[d]);
     db_hh[d] = bias(5 * d + 6, *biases_hh[d]);
   }
-  backward_out(dense_rows(dy), dense(dh_n), dense(dc_n), dense_rows(x), dense(h0), dense(c0), dense(w_ih), dense(w_hh),
-               dense(b_ih), dense(b_hh), dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse),
-               dense(b_hh_reverse), offsets, active, starts, dense_rows(y), saved, cells, cell, direction, lean, dx,
-               dh0, dc0, dw_ih[0], dw_hh[0], db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
+  backward_out(dense_rows(dy), dense(dh_n), dense(dc_n), dense_rows(x), h0, c0, dense(w_ih), dense(w_hh), dense(b_ih),
+               dense(b_hh), dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets,
+               active, starts, dense_rows(y), saved, cells, cell, direction, lean, dx, dh0, dc0, dw_ih[0], dw_hh[0],
+               db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
   const auto result = [](const Optional& t) { return t ? *t : Tensor(); };
   return {result(dx),       result(dh0),      result(dc0),      result(dw_ih[0]), result(dw_hh[0]), result(db_ih[0]),
           result(db_hh[0]), result(dw_ih[1]), result(dw_hh[1]), result(db_ih[1]), result(db_hh[1])};
@@ -287,14 +291,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace
 
 // An op of torch's makes its outputs, its `out` overload is given them.
-#define INPUTS                                                                               \
-  "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "  \
+// The first makes
+// zeros of a state that is absent.
+#define OPERANDS                                                                             \
+  "Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "                       \
   "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, " \
   "Tensor? row_offsets, Tensor? lengths, Tensor? resets, "
-#define FORWARD_INPUTS INPUTS "int cell, int direction, bool concat"
-#define BACKWARD_INPUTS                             \
-  "Tensor? dy, Tensor? dh_n, Tensor? dc_n, " INPUTS \
-  "Tensor y, Tensor saved, Tensor cells, int cell, int direction, bool lean"
+#define COTANGENTS "Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
+#define FORWARD_OPTIONS "int cell, int direction, bool concat"
+#define BACKWARD_OPTIONS "Tensor y, Tensor saved, Tensor cells, int cell, int direction, bool lean"
 
 STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("version() -> int");
@@ -302,21 +307,21 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("isa() -> int");
   m.def("set_isa(int isa) -> ()");
   m.def("share_rows_always(bool always) -> ()");
-  m.def("forward(" FORWARD_INPUTS
+  m.def("forward(Tensor x, Tensor? h0, " OPERANDS FORWARD_OPTIONS
         ", bool batch_first, int save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
         "Tensor cells)");
-  m.def("forward.out(" FORWARD_INPUTS
+  m.def("forward.out(Tensor x, Tensor h0, " OPERANDS FORWARD_OPTIONS
         ", Tensor(a!) y, Tensor(b!) h_n, Tensor(c!) c_n, Tensor(d!) saved, "
         "Tensor(e!) cells) -> ()");
   m.def("layers(Tensor x, Tensor? h0, Tensor? c0, int how, Tensor[] weights) -> (Tensor y, Tensor h_n, Tensor? c_n)");
   m.def(
       "layer(Tensor x, Tensor? h0, Tensor? c0, int how, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh) "
       "-> (Tensor? y, Tensor h_n, Tensor? c_n)");
-  m.def("backward(" BACKWARD_INPUTS
+  m.def("backward(" COTANGENTS "Tensor x, Tensor? h0, " OPERANDS BACKWARD_OPTIONS
         ", bool batch_first, int wanted) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
         "Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("backward.out(" BACKWARD_INPUTS
+  m.def("backward.out(" COTANGENTS "Tensor x, Tensor h0, " OPERANDS BACKWARD_OPTIONS
         ", Tensor(a!)? dx, Tensor(b!)? dh0, Tensor(c!)? dc0, Tensor(d!)? dw_ih, "
         "Tensor(e!)? dw_hh, Tensor(f!)? db_ih, Tensor(g!)? db_hh, Tensor(h!)? dw_ih_reverse, "
         "Tensor(i!)? dw_hh_reverse, Tensor(j!)? db_ih_reverse, Tensor(k!)? db_hh_reverse) -> ()");

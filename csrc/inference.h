@@ -19,16 +19,6 @@ struct How {
   bool lstm() const { return Cell(cell) == Cell::lstm; }
 };
 
-// A state [D, B, H] of zeros where none was given.
-Tensor zero_state(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  const ScalarType type = like.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
-                  "w_ih: wrong dtype");
-  const Tensor made = new_tensor(like, sizes);
-  std::memset(made.data_ptr(), 0, made.numel() * bytes_of(type));
-  return made;
-}
-
 // One direction. weights: w_ih, w_hh and, with a bias, b_ih, b_hh.
 void infer_direction(const Direction& at, const Shape& s, const Operand& x, const Operand& h0, const Operand& c0,
                      const Tensor* weights, const How& how, const Operand& y, const Operand& h_n, const Operand& c_n) {

@@ -218,3 +218,24 @@ Tensor new_rows(const Tensor& like, const Shape& s, int64_t R, int64_t width, bo
   if (!batch_first) return new_tensor(like, {s.T, s.B, width});
   return torch::stable::transpose(new_tensor(like, {s.B, s.T, width}), 0, 1);
 }
+
+// A state [D, B, H] of zeros where none was given.
+Tensor zero_state(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  const ScalarType type = like.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+                  "w_ih: wrong dtype");
+  const Tensor made = new_tensor(like, sizes);
+  std::memset(made.data_ptr(), 0, made.numel() * bytes_of(type));
+  return made;
+}
+
+// The states [D, B, H] h0 and, where the cell has it, c0: those that were given, else zeros, for rows that tell their
+// number.
+std::pair<Tensor, Optional> states_or_zeros(const Optional& h0, const Optional& c0, int64_t cell, int64_t D,
+                                            const Tensor& x, const Tensor& w_hh, const Optional& row_offsets) {
+  const bool lstm = Cell(cell) == Cell::lstm;
+  if (h0 && (c0 || !lstm)) return {dense(*h0), dense(c0)};
+  STD_TORCH_CHECK(!row_offsets && x.dim() > 1 && w_hh.dim() == 2, "states: expected tensors");
+  const Tensor zeros = zero_state(w_hh, {D, x.size(1), w_hh.size(1)});
+  return {h0 ? dense(*h0) : zeros, c0 || !lstm ? dense(c0) : zeros};
+}

@@ -13,7 +13,7 @@ import torch
 
 # The schemas of the ops in csrc/bindings.cpp, as a number: `fusedrnn_cpu::version` returns the one it was built with.
 # Raise both together.
-ABI = 7
+ABI = 8
 
 _REBUILD = "rebuild with `pip install -e . --no-build-isolation`"
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import batching, ops, reference
+from fusedrnn.cells import SAVE
 
 batching.register()
 
@@ -65,15 +66,19 @@ class RecurrentFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, dh_n, dc_n, _dsaved, _dcells):
-        tensors, cotangents = ctx.saved_tensors, (dy, dh_n, dc_n)
-        op, *options = ctx.options
         needed = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            grads = RecurrentBackward.apply(*cotangents, *tensors, op, *options, _wanted(needed))
-        else:
-            grads = ops.backward(op, *cotangents, *tensors, *options, _wanted(needed))
-        grads = [g if need else None for g, need in zip(grads, needed, strict=False)]
+        grads = _gradients((dy, dh_n, dc_n), ctx.saved_tensors, ctx.options, needed)
         return (*grads, *(None,) * (len(needed) - len(grads)))
+
+
+def _gradients(cotangents, tensors, options, needed) -> list[Tensor | None]:
+    """Of one layer. tensors: those of the op, y, saved, cells; options: the op, and its options."""
+    op, *of_op = options
+    if torch.is_grad_enabled():
+        grads = RecurrentBackward.apply(*cotangents, *tensors, op, *of_op, _wanted(needed))
+    else:
+        grads = ops.backward(op, *cotangents, *tensors, *of_op, _wanted(needed))
+    return [g if need else None for g, need in zip(grads, needed, strict=False)]
 
 
 class RecurrentBackward(torch.autograd.Function):
@@ -149,6 +154,61 @@ def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], option
     return pull(tuple(g if fits else torch.zeros_like(out) for out, fits, g in given))
 
 
+class CpuFunction(torch.autograd.Function):
+    """RecurrentFunction in fewer steps, for dense rows on the backend `cpu` outside torch.func and torch.compile.
+
+    A state may be None, which is zeros. `how`: the private ops and what they are told; `options`: those of the public
+    op, for whoever differentiates once more, or listens. Returns y, h_n and, of an LSTM, c_n.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x, h0, c0,
+        w_ih, w_hh, b_ih, b_hh, w_hr,
+        w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, w_hr_reverse,
+        how, options,
+    ):  # fmt: skip
+        forward, _, cell, direction, concat, batch_first, save = how
+        y, h_n, c_n, saved, cells = forward(
+            x, h0, c0,
+            w_ih, w_hh, b_ih, b_hh,
+            w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse,
+            None, None, None,
+            cell, direction, concat, batch_first, save,
+        )  # fmt: skip
+        ctx.save_for_backward(
+            x, h0, c0,
+            w_ih, w_hh, b_ih, b_hh,
+            w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse,
+            y, saved, cells,
+        )  # fmt: skip
+        ctx.set_materialize_grads(False)
+        ctx.how, ctx.options = how, options
+        return (y, h_n, c_n) if options[0] == "lstm" else (y, h_n)
+
+    @staticmethod
+    def backward(ctx, dy, dh_n, dc_n=None):
+        x, h0, c0, *weights, y, saved, cells = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if torch.is_grad_enabled() or ops.anything_listens():
+            if h0 is None:
+                _, B, width = y.shape
+                D = 1 if weights[4] is None else 2
+                h0 = y.new_zeros(D, B, width // D)
+                c0 = h0 if ctx.options[0] == "lstm" else None
+            tensors = (x, h0, c0, *weights[:4], None, *weights[4:], None, None, None, None, y, saved, cells)
+            return (*_gradients((dy, dh_n, dc_n), tensors, ctx.options, needed), None, None)
+        _, backward, cell, direction, _, batch_first, save = ctx.how
+        grads = backward(
+            dy, dh_n, dc_n, x, h0, c0, *weights, None, None, None, y, saved, cells,
+            cell, direction, save == LEAN, batch_first, _wanted(needed),
+        )  # fmt: skip
+        return (*grads[:7], None, *grads[7:], None, None, None)
+
+
+LEAN = SAVE.index("lean")
+
+
 class RNNFunction(RecurrentFunction):
     """h_t = act(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh), act tanh or relu (`cell` "rnn_tanh", "rnn_relu")."""
 
@@ -163,6 +223,7 @@ class LSTMFunction(RecurrentFunction):
 
 FUNCTIONS = {"rnn": RNNFunction, "gru": GRUFunction, "lstm": LSTMFunction}
 _UNBOUND = {op: super(torch.autograd.Function, function).apply for op, function in FUNCTIONS.items()}
+apply_cpu = super(torch.autograd.Function, CpuFunction).apply
 
 
 def apply(op: str, plain: bool, *arguments):

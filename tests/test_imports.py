@@ -23,7 +23,7 @@ LAYERS = [
     {"__init__"},
     {"convert"},
     {"modules"},
-    {"inference"},
+    {"shortcut"},
     {"functional"},
     {"autograd"},
     {"batching"},

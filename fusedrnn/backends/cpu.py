@@ -7,6 +7,7 @@ states in float32. Other numbers of 16 bits run as float32, converted before the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,11 +142,33 @@ def _refuse_what_the_kernels_lack(call: Call) -> None:
     """`select` never sends these here, a call of the raw op may."""
     if call.weights[0].w_hr is not None:
         raise BackendError("cpu: projection is not supported")
+    if call.cell == "lstm" and call.c0 is None:
+        raise RuntimeError("cpu: c0: expected a tensor")
 
 
 def _concat(schedule: str, T: int) -> bool:
     """Whether x and h are multiplied in one step: alone with one step there is nothing to hoist."""
     return schedule == "concat" or (schedule == "auto" and T == 1)
+
+
+class Layer(NamedTuple):
+    """The private ops of a layer with gradients, and what they are told of it beside its tensors."""
+
+    forward: Callable
+    backward: Callable
+    cell: int
+    direction: int
+    concat: bool
+    batch_first: bool
+    save: int
+
+
+def layer_with_gradients(
+    cell: str, schedule: str, T: int, save: str, bidirectional: bool = False, batch_first: bool = False
+) -> Layer:
+    ops, direction = torch.ops.fusedrnn_cpu, 2 if bidirectional else 0
+    how = (_CELLS.index(cell), direction, _concat(schedule, T), batch_first, SAVE.index(save))
+    return Layer(ops.forward.default._op, ops.backward.default._op, *how)
 
 
 CONCAT, BIAS, BIDIRECTIONAL, BATCH_FIRST, UNBATCHED = 4, 8, 16, 32, 64  # as struct How in csrc/inference.h

@@ -20,11 +20,12 @@ class Kept(NamedTuple):
 
     parameters: list[Any]
     weights: tuple[Weights, ...]  # checked
-    op: Callable | None = None  # this and what follows: inference.Plan, without another look for it
+    op: Callable | None = None  # this and what follows: shortcut.Plan, without another look for it
     operands: Sequence[Any] = ()
-    hows: Mapping = {}
     lstm: bool = False
     step: bool = False
+    hows: Mapping = {}
+    with_gradients: Mapping = {}
 
 
 class Options(nn.Module):
@@ -68,6 +69,13 @@ class Options(nn.Module):
         kept = self._kept
         return kept.weights if same(kept.parameters, self._parameters.values()) else ()
 
+    def _keep(self) -> Kept:
+        """What is kept from now on, nothing where the parameters do not fit together or are not the module's own.
+
+        At the first call already: a checkpoint that calls again is to find the same tensors saved.
+        """
+        return Kept([], ())
+
     def _set_options(self, **options) -> None:
         check_options(options["backend"], options["schedule"], options.get("memory", "full"))
         for name, value in options.items():
@@ -101,7 +109,7 @@ def check_options(backend: str, schedule: str, memory: str = "full") -> None:
 
 # What a plan depends on beside the parameters and their sizes.
 _DECIDING = frozenset(
-    ("backend", "schedule", "reset_after", "mode", "nonlinearity", "batch_first", "dropout", "training")
+    ("backend", "schedule", "memory", "reset_after", "mode", "nonlinearity", "batch_first", "dropout", "training")
 )
 _OURS = ("backend", "schedule", "memory", "reset_after", "_kept")
 

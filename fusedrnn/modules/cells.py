@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusedrnn import checks, functional, inference
+from fusedrnn import checks, functional, shortcut
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
 from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_states, same
@@ -53,7 +53,7 @@ class _Cell(Options, nn.RNNCellBase):
         if misfit := checks.weights(cell, weights, 1):
             raise RuntimeError(misfit)
         if same(weights[0][:4], held) and type(weights[0].w_ih) is nn.Parameter and not torch.compiler.is_compiling():
-            plan = inference.step(cell, weights[0][:4], self.hidden_size, schedule=self.schedule, backend=self.backend)
+            plan = shortcut.step(cell, weights[0][:4], self.hidden_size, schedule=self.schedule, backend=self.backend)
             self._kept = Kept(list(held), weights, *plan)
         return weights
 
@@ -90,7 +90,7 @@ class RNNCell(_Cell):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if (found := inference.run(self, input, hx)) is not None:
+        if (found := shortcut.run(self, input, hx)) is not None:
             return found
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
@@ -111,7 +111,7 @@ class GRUCell(_Cell):
         self._set_options(backend=backend, schedule=schedule, reset_after=reset_after)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if (found := inference.run(self, input, hx)) is not None:
+        if (found := shortcut.run(self, input, hx)) is not None:
             return found
         cell = "gru" if self.reset_after else "gru_reset_before"
         return self._step(cell, input, None if hx is None else (hx,))[0]
@@ -129,7 +129,7 @@ class LSTMCell(_Cell):
         super().__init__(input_size, hidden_size, bias, 4, device, dtype, backend, schedule)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        if (found := inference.run(self, input, hx)) is not None:
+        if (found := shortcut.run(self, input, hx)) is not None:
             return found
         if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
             return self._without_autocast(input, hx)

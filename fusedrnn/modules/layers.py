@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn import checks, functional, inference, states
+from fusedrnn import checks, functional, shortcut, states
 from fusedrnn.call import Weights
 from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_states, same
 from fusedrnn.modules.rnn_base import RNNBase
@@ -42,7 +43,7 @@ class _Recurrent(Options, RNNBase):
         past which y is zero and the state stays; resets, bool [T, B] ([B, T] with batch_first), where true the state
         returns to zero before that step. ValueError where they do not fit.
         """
-        if lengths is None and resets is None and (found := inference.run(self, input, hx)) is not None:
+        if lengths is None and resets is None and (found := shortcut.run(self, input, hx)) is not None:
             return found
         weights = self._checked_weights()
         rows = NO_ROWS if lengths is None and resets is None else functional.Rows(None, lengths, resets)
@@ -175,13 +176,22 @@ class _Recurrent(Options, RNNBase):
             self._kept = Kept(parameters, weights, *self._plan(parameters))
         return weights
 
-    def _plan(self, parameters: list[Tensor]) -> inference.Plan:
+    def _keep(self) -> Kept:
+        held = self._parameters
+        if list(held) == self._flat_weights_names and all(type(w) is nn.Parameter for w in held.values()):
+            self._update_flat_weights()
+            with contextlib.suppress(RuntimeError):
+                self._weights()
+                return self._kept
+        return Kept([], ())
+
+    def _plan(self, parameters: list[Tensor]) -> shortcut.Plan:
         """The short way without gradients, where there is one."""
         if self._apart or self.proj_size or (self.dropout and self.training):
-            return inference.Plan()
-        return inference.layers(
+            return shortcut.Plan()
+        return shortcut.layers(
             self.cell, parameters, self.input_size, self.hidden_size, bidirectional=self.bidirectional, bias=self.bias,
-            batch_first=self.batch_first, schedule=self.schedule, backend=self.backend,
+            batch_first=self.batch_first, schedule=self.schedule, memory=self.memory, backend=self.backend,
         )  # fmt: skip
 
     def _zeros(self, x: Tensor, batch: int):
