@@ -32,7 +32,8 @@ RESULTS = Path(__file__).with_name("results")
 class Row:
     """One side of one problem. Times are milliseconds; `ratio` is the time of torch.nn over this side's in the same
     round, `onnxruntime_ratio` that of onnxruntime over it, `over_floor` this side's over the floor: on a CPU the GEMMs
-    alone, on a GPU `gpu.floors`, of a call at a new length a warm one. None: no such thing in this row.
+    alone, on a GPU `gpu.floors`, of a call at a new length a warm one, of a cut the best one. None: no such thing in
+    this row.
 
     `clock`: "wall"; on a GPU also "events", the time between events around the call, and "graph", the same around the
     replay of a captured graph. `threads`: 0 where their number does not matter. `error`: the largest distance of a

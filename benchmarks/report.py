@@ -55,7 +55,9 @@ def section(path: Path, kept: dict[str, Any], pictures: dict[str, str]) -> str:
         lines += ["", f"### {title}", "", f"![{title}]({place})"]
     for title, own in _tables(rows).items():
         lines += ["", f"### {title}", "", *tables.layers(own)]
-    return "\n".join([*lines, "", "### Training steps and cold start", "", *tables.others(rows), ""])
+    return "\n".join(
+        [*lines, "", "### Training steps, cold start, cuts of the time loop", "", *tables.others(rows), ""]
+    )
 
 
 def _tables(rows: list[Row]) -> dict[str, list[Row]]:

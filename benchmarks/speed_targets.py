@@ -17,6 +17,7 @@ LEVEL = 1.0  # the 80th percentile of a row that is not lost
 LEVEL_ON_TORCH = 0.97  # the same where `auto` takes torch.nn's library
 OVER_FLOOR = {64: 2.0, 256: 1.3}  # at that H; of 256 and above
 IMPORT_MS = 60.0
+OVER_BETTER_CUT = 1.1
 STEPS = {
     **{("rnn", 64): 3.0, ("gru", 64): 5.0, ("lstm", 64): 1.8},
     **{("rnn", 256): 2.0, ("gru", 256): 2.5, ("lstm", 256): 1.4},
@@ -54,6 +55,7 @@ def targets(rows: Iterable[Row]) -> list[Target]:
     found.append(_at_least(f"{what}: geometric mean", means, INFERENCE, len(CELLS) * len(SIZES)))
     found.append(_no_loss(what, inference, lambda row: row.onnxruntime_ratio))
     found += _cold_start(auto)
+    found += _cuts([row for row in rows if row.threads == threads])
     for (cell, hidden), goal in STEPS.items():
         name = f"training step {cell} {hidden}"
         found.append(_at_least(name, [r.ratio.median for r in auto if r.problem == name and r.ratio], goal))
@@ -132,3 +134,15 @@ def _cold_start(rows: list[Row]) -> list[Target]:
         measured = f"{over.median:.2f} ({over.p20:.2f} to {over.p80:.2f}) of its time"
         targets.append(Target("a call at a new length", "no slower than a warm one", measured, over.p20 <= 1))
     return targets
+
+
+def _cuts(rows: list[Row]) -> list[Target]:
+    """The model's choice beside the better of all, the worst of them."""
+    over = {row.problem: row.over_floor.median for row in rows
+            if row.problem.startswith("cut of ") and row.side == "model" and row.over_floor}  # fmt: skip
+    if not over:
+        return []
+    worst = max(over, key=lambda name: over[name])
+    measured = f"{statistics.geometric_mean(over.values()):.2f} over {len(over)} sizes; {worst} {over[worst]:.2f}"
+    wanted = f"at most {OVER_BETTER_CUT:g}"
+    return [Target("the model's cut over the better one", wanted, measured, over[worst] <= OVER_BETTER_CUT)]

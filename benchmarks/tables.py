@@ -99,8 +99,10 @@ def _order(name: str) -> tuple:
 
 
 def others(rows: Iterable[Row]) -> list[str]:
-    """A markdown table of training steps and cold starts."""
-    lines = markdown_heads(["", "side", "threads", "ms (20% to 80%)", "`torch.nn` ms", "ratio", "over a warm call"])
+    """A markdown table of training steps, cold starts and cuts."""
+    lines = markdown_heads(
+        ["", "side", "threads", "ms (20% to 80%)", "`torch.nn` ms", "ratio", "over a warm call, the better cut"]
+    )
     for row in sorted((row for row in rows if not row.layer), key=lambda row: (row.problem, row.threads)):
         torch_ms = f"{row.torch_ms.median:.2f}" if row.torch_ms else ""
         threads = str(row.threads or "")

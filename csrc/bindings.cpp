@@ -112,6 +112,7 @@ void set_isa(int64_t isa) {
 #include "threads.h"
 
 void share_rows_always(bool always) { sharing.always = always; }
+void force_cut(int64_t groups, int64_t pieces) { forced_cut = {groups, pieces}; }
 
 // Direction d of the D of a layer.
 struct Direction {
@@ -307,6 +308,7 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("isa() -> int");
   m.def("set_isa(int isa) -> ()");
   m.def("share_rows_always(bool always) -> ()");
+  m.def("force_cut(int groups, int pieces) -> ()");
   m.def("forward(Tensor x, Tensor? h0, " OPERANDS FORWARD_OPTIONS
         ", bool batch_first, int save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
         "Tensor cells)");
@@ -333,6 +335,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa));
   m.impl("set_isa", TORCH_BOX(&set_isa));
   m.impl("share_rows_always", TORCH_BOX(&share_rows_always));
+  m.impl("force_cut", TORCH_BOX(&force_cut));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CPU, m) {

@@ -57,26 +57,30 @@ struct Sharing {
   }
 } sharing;
 
-// What a time loop costs a core: multiply-adds a row and step, bytes of the weights read in a step, multiply-adds a cycle.
-struct StepCost {
-  int64_t row_work, weight_bytes, rate;
-};
-
 // How threads cut a time loop: into groups of batch rows, whose `pieces` threads own units each and meet after every step.
 struct Cut {
   int64_t groups, pieces;
 };
 
-// Cycles of a step. A core multiplies and reads its weights, whichever takes longer and a fourth of the other; weights beyond
-// its own cache come at a third of the speed. Where threads meet, a tenth of the step is lost on the slower of them.
+// For measurements of the model below: taken in its place where it has pieces.
+Cut forced_cut{0, 0};
+
+// What a time loop costs a core: multiply-adds a row and step, bytes of the weights read in a step, multiply-adds a cycle.
+struct StepCost {
+  int64_t row_work, weight_bytes, rate;
+};
+
+// Cycles of a step. A core multiplies, at four fifths of its peak, and reads its weights, whichever takes longer and half of
+// the other; weights beyond its own cache come at a third of the speed. Where threads meet, a twentieth of the step is lost
+// on the slower of them. `benchmarks/test_cuts.py` measures what comes of it.
 int64_t step_cycles(const Cut& cut, int64_t B, const StepCost& cost) {
-  constexpr int64_t from_level2 = 32, from_beyond = 11, meeting = 1000;  // bytes a cycle; cycles
+  constexpr int64_t from_level2 = 32, from_beyond = 11, meeting = 1500;  // bytes a cycle; cycles
   static const int64_t level2 = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 256 << 10);
   const int64_t rows = (B + cut.groups - 1) / cut.groups, bytes = cost.weight_bytes / cut.pieces;
-  const int64_t multiplying = rows * cost.row_work / cut.pieces / cost.rate,
+  const int64_t multiplying = rows * cost.row_work * 5 / (4 * cut.pieces * cost.rate),
                 reading = bytes / (bytes > level2 / 2 ? from_beyond : from_level2);
-  const int64_t alone = std::max(multiplying, reading) + std::min(multiplying, reading) / 4;
-  return cut.pieces == 1 ? alone : alone + alone / 10 + meeting;
+  const int64_t alone = std::max(multiplying, reading) + std::min(multiplying, reading) / 2;
+  return cut.pieces == 1 ? alone : alone + alone / 20 + meeting;
 }
 
 // The cut of least cost. Bits do not depend on it.
@@ -97,6 +101,10 @@ template <class F>
 void in_shares(const Shape& s, int64_t row_work, int64_t panels, const StepCost& cost, const F& f) {
   const int64_t threads = threads_for(row_work * s.B * s.T, s.B * panels);
   auto [groups, pieces] = best_cut(threads, s.B, panels, cost);
+  if (forced_cut.pieces > 0) {
+    groups = std::clamp<int64_t>(forced_cut.groups, 1, std::max<int64_t>(1, s.B));
+    pieces = std::clamp<int64_t>(forced_cut.pieces, 1, panels);
+  }
   if (pieces > 1 && !sharing.is_wanted()) groups = std::clamp<int64_t>(s.B, 1, threads), pieces = 1;
   const bool shared = pieces > 1;
   std::vector<Meeting> meetings(shared ? groups : 0);
