@@ -1,5 +1,5 @@
 // Sums over the rows of a matrix where there is no GEMM, or where it costs more to launch than to do. Included inside the
-// namespace of a variant; the compiler makes vectors of these loops.
+// namespace of a variant; where they name no vectors, the compiler makes them of these loops.
 
 // to (+)= sum over n of scale[n] * row n of `from`: four rows at a time, each read once.
 template <class Real>
@@ -24,17 +24,27 @@ void add_scaled_rows(const Real* scale, const Real* from, int64_t rows, int64_t 
 // of groups, not with their product.
 template <class Real>
 void add_columns(const Real* const* from, int64_t rows, int64_t first, int64_t last, Wide<Real>* __restrict to) {
-  constexpr int64_t group = 32, strip = 64;
+  constexpr int64_t group = 32, W = lanes_of<Real>;
   for (int64_t r0 = 0; r0 < rows; r0 += group) {
     const int64_t r1 = minimum(rows, r0 + group);
-    for (int64_t k0 = first; k0 < last; k0 += strip) {
-      const int64_t width = minimum(strip, last - k0);
-      Wide<Real> sums[strip] = {};
-      for (int64_t r = r0; r < r1; ++r) {
-        const Real* row = from[r] + k0;
-        for (int64_t k = 0; k < width; ++k) sums[k] += widened(row[k]);
-      }
-      for (int64_t k = 0; k < width; ++k) to[k0 + k] += sums[k];
+    for (int64_t k = first; k < last; k += vectors_per_panel * W) {
+      with_vectors(int(minimum(vectors_per_panel, ceil_div(last - k, W))), [&](auto slots) {
+        constexpr int Count = decltype(slots)::count;
+        with_lanes<Real>(last - k - (Count - 1) * W, [&](auto lanes) {
+          Vector<Real> sums[Count] = {};
+#pragma GCC unroll 1
+          for (int64_t r = r0; r < r1; ++r) {
+#pragma GCC unroll 4
+            for (int a = 0; a < Count - 1; ++a) sums[a] += load(from[r] + k + a * W);
+            sums[Count - 1] += load(from[r] + k + (Count - 1) * W, lanes);
+          }
+          for (int a = 0; a < Count; ++a) {
+            Wide<Real>* at = to + k + a * W;
+            const int valid = a < Count - 1 ? W : int(lanes);
+            store(at, load(at, valid) + sums[a], valid);
+          }
+        });
+      });
     }
   }
 }
