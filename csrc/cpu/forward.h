@@ -129,6 +129,12 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
   }
 }
 
+// Of a hoisted GRU the slot of n's product with x stays zero.
+template <class Real>
+Wide<Real>* zeros_for_sums(int64_t rows) {
+  return new Wide<Real>[(rows + spare_rows) * vectors_per_panel * lanes_of<Real>]();
+}
+
 template <class Gates, class Real>
 void forward_step(const Forward<Real>& f, StepRows<Real>& step, Panels own) {
   constexpr int W = lanes_of<Real>;
@@ -151,12 +157,12 @@ void forward_step(const Forward<Real>& f, StepRows<Real>& step, Panels own) {
       accumulate<Hidden>(step.of_h, f.packed_hh + depth_of<Real>(H) * at, Hidden::count * W, fresh, step.sums);
     };
     const bool gru = s.cell == Cell::gru;
-    if (gru || !f.packed_hh) zero(step.sums[0], step.count * vectors_per_panel * W);
+    if ((gru && f.concat) || !f.packed_hh) zero(step.sums[0], step.count * vectors_per_panel * W);
     if (!f.packed_hh) {
       if (f.concat) accumulate_unpacked(s, panel, false, step.count, step.x, I, f.w_ih, step.sums);
       accumulate_unpacked(s, panel, true, step.count, step.h, H, f.w_hh, step.sums);
     } else if (gru) {
-      products(Slots<0, 1, 2>{}, Slots<0, 1, 3>{}, false);  // r z n from x; r z hn from h
+      products(Slots<0, 1, 2>{}, Slots<0, 1, 3>{}, !f.concat);  // r z n from x; r z hn from h
     } else {
       with_vectors(slots_of<Real>(s.cell, H, panel), [&](auto slots) { products(slots, slots, true); });
     }
@@ -232,7 +238,7 @@ void forward_loop(const Forward<Real>& f, const Share& share, int64_t steps_per_
   const int64_t blocks = blocks_of(s.cell);
   const bool direct = f.concat || f.table;  // nothing to prepare per chunk
   auto* rows = new ForwardRow<Real>[n];
-  auto* sums = new Wide<Real>[(n + spare_rows) * vectors_per_panel * lanes_of<Real>];
+  auto* sums = zeros_for_sums<Real>(n);
   TileShape<Real> shape;
   StepRows<Real> step(shape, n, f.concat ? s.I : 0, H);
   StepRows<Real> chunk(shape, direct ? 0 : n * steps_per_chunk, direct ? 0 : s.I, 0);

@@ -15,7 +15,7 @@ void rebuild_loop(const Forward<Real>& f, const Backward<Real>& to, const Share&
   TileShape<Real> shape;
   StepRows<Real> step(shape, most, 0, s.H), chunk(shape, f.table ? 0 : most, f.table ? 0 : s.I, 0);
   auto* rows = new ForwardRow<Real>[most];
-  auto* sums = new Wide<Real>[(most + spare_rows) * room];
+  auto* sums = zeros_for_sums<Real>(most);
   auto* known_h = new Real[s.H];  // y has it already
   for (int64_t k = 0; k < most; ++k) {
     step.sums[k] = sums + k * room;
