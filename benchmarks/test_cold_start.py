@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -44,7 +45,9 @@ EVENTS = ("import", "first call", "new length", "warm call")
 
 def events(library: str) -> list[float]:
     code = PROGRAM.replace("{library}", library)
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # An installed package comes with its bytecode, which an environment may forbid a checkout to write.
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=usual)
     return [float(line) for line in run.stdout.split()]
 
 
