@@ -182,19 +182,31 @@ void run_forward(const Direction& at, const Shape& s, const Operand& x, const Op
   }
 }
 
-void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
-                 const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
-                 const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
-                 const Optional& lengths, const Optional& resets, int64_t cell, int64_t direction, bool concat,
-                 Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells) {
+// The weights of one direction, or their gradients.
+struct Weights {
+  Operand w_ih, w_hh, b_ih, b_hh;
+};
+
+void forward_into(const Operand& x, const Operand& h0, const Operand& c0, const Weights (&weights)[2],
+                  const Operand& row_offsets, const Operand& lengths, const Operand& resets, int64_t cell,
+                  int64_t direction, bool concat, const Operand& y, const Operand& h_n, const Operand& c_n,
+                  const Operand& saved, const Operand& cells) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
-    const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
-    const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
+    const auto& [w, u, b, v] = weights[at.d];
     const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
     with_type(w.scalar_type(), [&](auto real) {
       run_forward<decltype(real)>(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
     });
   });
+}
+
+void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
+                 const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
+                 const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
+                 const Optional& lengths, const Optional& resets, int64_t cell, int64_t direction, bool concat,
+                 Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells) {
+  forward_into(x, h0, c0, {{w_ih, w_hh, b_ih, b_hh}, {w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse}},
+               row_offsets, lengths, resets, cell, direction, concat, y, h_n, c_n, saved, cells);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
@@ -205,27 +217,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
   const int64_t D = count_of(direction);
   const auto [h0, c0] = states_or_zeros(given_h0, given_c0, cell, D, x, w_hh, offsets);
-  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active, starts);
-  const int64_t R = row_count(s, x);
+  const Tensor rows = dense_rows(x);
+  const bool step = is_step(x, offsets);
+  const auto whole = [&](const Operand& operand) {
+    return step && operand.dim() > 0 ? operand.unsqueezed(0) : operand;
+  };
+  const Shape s = shape_of(cell, false, whole(rows), whole(h0), w_ih, offsets, active, starts);
+  const int64_t R = row_count(s, x), without = step ? 0 : -1;
+  STD_TORCH_CHECK(!step || D == 1, "direction: a step has one");
   const bool lstm = s.cell == Cell::lstm, full = save == save_full;
   const auto made = [&](bool present, std::initializer_list<int64_t> sizes) {
     return present ? new_tensor(w_ih, sizes) : new_tensor(w_ih, {0});
   };
-  const Tensor y = new_rows(w_ih, s, R, D * s.H, batch_first), h_n = new_tensor(w_ih, {D, s.B, s.H});
-  const Tensor c_n = made(lstm, {D, s.B, s.H});
+  const Tensor h_n = new_tensor(w_ih, {D, s.B, s.H}, without);
+  const Tensor c_n = lstm ? new_tensor(w_ih, {D, s.B, s.H}, without) : new_tensor(w_ih, {0});
+  const Tensor y = step ? Tensor() : new_rows(w_ih, s, R, D * s.H, batch_first);
   const Tensor saved = made(full && !is_rnn(s.cell), {D, R, blocks_of(s.cell), s.H});
   const Tensor cells = lstm && save == save_lean ? new_cells(w_ih, {D, lean_chunks(s.T), s.B, s.H})
                        : full && lstm            ? new_cells(w_ih, {D, R, s.H})
                                                  : new_cells(w_ih, {0});
-  forward_out(dense_rows(x), h0, c0, dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh), dense(w_ih_reverse),
-              dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets, active, starts, cell, direction,
-              concat, y, h_n, c_n, saved, cells);
+  forward_into(whole(rows), whole(h0), whole(c0),
+               {{dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh)},
+                {dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse)}},
+               offsets, active, starts, cell, direction, concat, step ? whole(h_n) : Operand(y), whole(h_n),
+               lstm ? whole(c_n) : Operand(c_n), saved, cells);
   return {y, h_n, c_n, saved, cells};
 }
 
 #include "inference.h"
 
 #include "gradients.h"
+
+void backward_into(const Operand& dy, const Operand& dh_n, const Operand& dc_n, const Operand& x, const Operand& h0,
+                   const Operand& c0, const Weights (&weights)[2], const Operand& row_offsets, const Operand& lengths,
+                   const Operand& resets, const Operand& y, const Operand& saved, const Operand& cells, int64_t cell,
+                   int64_t direction, bool lean, const Operand& dx, const Operand& dh0, const Operand& dc0,
+                   const Weights (&gradients)[2]) {
+  each_direction(direction, [&](const Direction& at, bool reverse) {
+    const auto& [w, u, b, v] = weights[at.d];
+    const auto& [dw, du, db, dv] = gradients[at.d];
+    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
+    with_type(w.scalar_type(), [&](auto real) {
+      run_backward<decltype(real)>(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, b, v, y, saved, cells, lean,
+                                   Gradients{dx, dh0, dc0, dw, du, db, dv});
+    });
+  });
+}
 
 void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n, const Tensor& x, const Tensor& h0,
                   const Optional& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
@@ -236,21 +273,10 @@ void backward_out(const Optional& dy, const Optional& dh_n, const Optional& dc_n
                   const Optional& dh0, const Optional& dc0, const Optional& dw_ih, const Optional& dw_hh,
                   const Optional& db_ih, const Optional& db_hh, const Optional& dw_ih_reverse,
                   const Optional& dw_hh_reverse, const Optional& db_ih_reverse, const Optional& db_hh_reverse) {
-  each_direction(direction, [&](const Direction& at, bool reverse) {
-    const Operand w = at.d ? Operand(w_ih_reverse) : w_ih, u = at.d ? Operand(w_hh_reverse) : w_hh;
-    const Operand b = at.d ? b_ih_reverse : b_ih, v = at.d ? b_hh_reverse : b_hh;
-    const Gradients g{dx,
-                      dh0,
-                      dc0,
-                      at.d ? dw_ih_reverse : dw_ih,
-                      at.d ? dw_hh_reverse : dw_hh,
-                      at.d ? db_ih_reverse : db_ih,
-                      at.d ? db_hh_reverse : db_hh};
-    const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
-    with_type(w.scalar_type(), [&](auto real) {
-      run_backward<decltype(real)>(at, s, dy, dh_n, dc_n, x, h0, c0, w, u, b, v, y, saved, cells, lean, g);
-    });
-  });
+  backward_into(dy, dh_n, dc_n, x, h0, c0,
+                {{w_ih, w_hh, b_ih, b_hh}, {w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse}}, row_offsets,
+                lengths, resets, y, saved, cells, cell, direction, lean, dx, dh0, dc0,
+                {{dw_ih, dw_hh, db_ih, db_hh}, {dw_ih_reverse, dw_hh_reverse, db_ih_reverse, db_hh_reverse}});
 }
 
 // Bit k of wanted: gradient k, as in fusedrnn/ops.py; what is not wanted is an undefined tensor, in Python None.
@@ -264,14 +290,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
   const int64_t D = count_of(direction);
   const auto [h0, c0] = states_or_zeros(given_h0, given_c0, cell, D, x, w_hh, offsets);
-  const Shape s = shape_of(cell, false, x, h0, w_ih, offsets, active, starts);
-  const int64_t G = gates_of(s.cell);
+  const Tensor rows = dense_rows(x), outputs = dense_rows(y);
+  const Optional dy_rows = dense_rows(dy), dh_last = dense(dh_n), dc_last = dense(dc_n);
+  const bool step = is_step(x, offsets);
+  const auto whole = [&](const Operand& operand) {
+    return step && operand.dim() > 0 ? operand.unsqueezed(0) : operand;
+  };
+  const Shape s = shape_of(cell, false, whole(rows), whole(h0), w_ih, offsets, active, starts);
+  const int64_t G = gates_of(s.cell), without = step ? 0 : -1;
+  STD_TORCH_CHECK(!step || D == 1, "direction: a step has one");
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
     return wanted >> bit & 1 ? Optional(new_tensor(w_ih, sizes)) : Optional();
   };
   const auto bias = [&](int bit, const Optional& b) { return b ? made(bit, {G * s.H}) : Optional(); };
-  const Optional dx = wanted & 1 ? Optional(new_rows(w_ih, s, row_count(s, x), s.I, batch_first)) : Optional();
-  const Optional dh0 = made(1, {D, s.B, s.H}), dc0 = s.cell == Cell::lstm ? made(2, {D, s.B, s.H}) : Optional();
+  const auto of_state = [&](int bit) {
+    return wanted >> bit & 1 ? Optional(new_tensor(w_ih, {D, s.B, s.H}, without)) : Optional();
+  };
+  Optional dx;
+  if (wanted & 1) dx = step ? new_tensor(w_ih, {s.B, s.I}) : new_rows(w_ih, s, row_count(s, x), s.I, batch_first);
+  const Optional dh0 = of_state(1), dc0 = s.cell == Cell::lstm ? of_state(2) : Optional();
   Optional dw_ih[2], dw_hh[2], db_ih[2], db_hh[2];
   const Optional *biases_ih[] = {&b_ih, &b_ih_reverse}, *biases_hh[] = {&b_hh, &b_hh_reverse};
   for (int d = 0; d < D; ++d) {
@@ -280,10 +317,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     db_ih[d] = bias(5 * d + 5, *biases_ih[d]);
     db_hh[d] = bias(5 * d + 6, *biases_hh[d]);
   }
-  backward_out(dense_rows(dy), dense(dh_n), dense(dc_n), dense_rows(x), h0, c0, dense(w_ih), dense(w_hh), dense(b_ih),
-               dense(b_hh), dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse), offsets,
-               active, starts, dense_rows(y), saved, cells, cell, direction, lean, dx, dh0, dc0, dw_ih[0], dw_hh[0],
-               db_ih[0], db_hh[0], dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]);
+  backward_into(whole(dy_rows), whole(dh_last), whole(dc_last), whole(rows), whole(h0), whole(c0),
+                {{dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh)},
+                 {dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse)}},
+                offsets, active, starts, whole(outputs), saved, cells, cell, direction, lean, whole(dx), whole(dh0),
+                whole(dc0), {{dw_ih[0], dw_hh[0], db_ih[0], db_hh[0]}, {dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]}});
   const auto result = [](const Optional& t) { return t ? *t : Tensor(); };
   return {result(dx),       result(dh0),      result(dc0),      result(dw_ih[0]), result(dw_hh[0]), result(db_ih[0]),
           result(db_hh[0]), result(dw_ih[1]), result(dw_hh[1]), result(db_ih[1]), result(db_hh[1])};

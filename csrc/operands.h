@@ -229,13 +229,19 @@ Tensor zero_state(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return made;
 }
 
+// Rows [B, I], or tokens [B], are one step: then neither rows nor states have a first dimension.
+bool is_step(const Tensor& x, const Optional& row_offsets) {
+  return !row_offsets && x.dim() + (x.scalar_type() == ScalarType::Long) == 2;
+}
+
 // The states [D, B, H] h0 and, where the cell has it, c0: those that were given, else zeros, for rows that tell their
 // number.
 std::pair<Tensor, Optional> states_or_zeros(const Optional& h0, const Optional& c0, int64_t cell, int64_t D,
                                             const Tensor& x, const Tensor& w_hh, const Optional& row_offsets) {
-  const bool lstm = Cell(cell) == Cell::lstm;
+  const bool lstm = Cell(cell) == Cell::lstm, step = is_step(x, row_offsets);
   if (h0 && (c0 || !lstm)) return {dense(*h0), dense(c0)};
-  STD_TORCH_CHECK(!row_offsets && x.dim() > 1 && w_hh.dim() == 2, "states: expected tensors");
-  const Tensor zeros = zero_state(w_hh, {D, x.size(1), w_hh.size(1)});
+  STD_TORCH_CHECK(!row_offsets && x.dim() > !step && w_hh.dim() == 2, "states: expected tensors");
+  const Tensor zeros =
+      step ? zero_state(w_hh, {x.size(0), w_hh.size(1)}) : zero_state(w_hh, {D, x.size(1), w_hh.size(1)});
   return {h0 ? dense(*h0) : zeros, c0 || !lstm ? dense(c0) : zeros};
 }

@@ -158,7 +158,8 @@ class CpuFunction(torch.autograd.Function):
     """RecurrentFunction in fewer steps, for dense rows on the backend `cpu` outside torch.func and torch.compile.
 
     A state may be None, which is zeros. `how`: the private ops and what they are told; `options`: those of the public
-    op, for whoever differentiates once more, or listens. Returns y, h_n and, of an LSTM, c_n.
+    op, for whoever differentiates once more, or listens. Returns y, h_n and, of an LSTM, c_n. With x [B, I] or tokens
+    [B] it is one step: states and cotangents are [B, H], and y is None.
     """
 
     @staticmethod
@@ -180,7 +181,7 @@ class CpuFunction(torch.autograd.Function):
             x, h0, c0,
             w_ih, w_hh, b_ih, b_hh,
             w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse,
-            y, saved, cells,
+            h_n if y is None else y, saved, cells,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.how, ctx.options = how, options
@@ -191,13 +192,19 @@ class CpuFunction(torch.autograd.Function):
         x, h0, c0, *weights, y, saved, cells = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled() or ops.anything_listens():
+            step = y.dim() == 2
+            if step:
+                x, h0, c0, y, dh_n, dc_n = (None if t is None else t.unsqueeze(0) for t in (x, h0, c0, y, dh_n, dc_n))
             if h0 is None:
                 _, B, width = y.shape
                 D = 1 if weights[4] is None else 2
                 h0 = y.new_zeros(D, B, width // D)
                 c0 = h0 if ctx.options[0] == "lstm" else None
             tensors = (x, h0, c0, *weights[:4], None, *weights[4:], None, None, None, None, y, saved, cells)
-            return (*_gradients((dy, dh_n, dc_n), tensors, ctx.options, needed), None, None)
+            dx, dh0, dc0, *others = _gradients((dy, dh_n, dc_n), tensors, ctx.options, needed)
+            if step:
+                dx, dh0, dc0 = (None if t is None else t.squeeze(0) for t in (dx, dh0, dc0))
+            return (dx, dh0, dc0, *others, None, None)
         _, backward, cell, direction, _, batch_first, save = ctx.how
         grads = backward(
             dy, dh_n, dc_n, x, h0, c0, *weights, None, None, None, y, saved, cells,

@@ -119,7 +119,10 @@ def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, 
     def options(named: str, dtype: torch.dtype, shape: Sequence[int]) -> int | None:
         return layer.options(named, dtype, (1, *shape))
 
-    hows = KeptHows(backend, options), KeptHows(backend, lambda *_: None)
+    def with_gradients(named: str, dtype: torch.dtype, shape: Sequence[int]) -> tuple | None:
+        return layer.with_gradients(named, dtype, (1, *shape))
+
+    hows = KeptHows(backend, options), KeptHows(backend, with_gradients)
     return _plan(layer, cpu.layer, weights, *hows, step=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -74,7 +75,23 @@ class Options(nn.Module):
 
         At the first call already: a checkpoint that calls again is to find the same tensors saved.
         """
+        held = self._parameters
+        if list(held) == self._names_of_weights() and all(w is None or type(w) is nn.Parameter for w in held.values()):
+            with contextlib.suppress(RuntimeError):
+                self._weights()
+                return self._kept
         return Kept([], ())
+
+    def _names_of_weights(self) -> list[str]:
+        """Of all parameters of the module as it was made."""
+        raise NotImplementedError
+
+    def _weights(self) -> tuple[Weights, ...]:
+        """The parameters, checked, and kept for as long as the very same are there.
+
+        RuntimeError where they do not fit together.
+        """
+        raise NotImplementedError
 
     def _set_options(self, **options) -> None:
         check_options(options["backend"], options["schedule"], options.get("memory", "full"))

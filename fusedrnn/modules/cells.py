@@ -18,9 +18,14 @@ class _Cell(Options, nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)
         self._set_options(backend=backend, schedule=schedule)
 
-    def _step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
+    @property
+    def cell(self) -> str:
+        """Its name in `fusedrnn.cells.CELLS`. RuntimeError where it has none."""
+        raise NotImplementedError
+
+    def _step(self, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
-        weights = self._weights(cell)
+        weights, cell = self._weights(), self.cell
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
         if dims not in (1, 2):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -41,14 +46,11 @@ class _Cell(Options, nn.RNNCellBase):
         after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
         return after if dims == 2 else [s.squeeze(0) for s in after]
 
-    def _weights(self, cell: str) -> tuple[Weights, ...]:
-        """The parameters, checked, and asked for once: one that is parametrized is computed whenever it is asked for.
-
-        RuntimeError where they do not fit together. Kept, for as long as the very same parameters are there.
-        """
+    def _weights(self) -> tuple[Weights, ...]:
+        """Asked for once: one that is parametrized is computed whenever it is asked for."""
         if weights := self._kept_weights():
             return weights
-        held = self._parameters.values()
+        cell, held = self.cell, self._parameters.values()
         weights = (Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),)
         if misfit := checks.weights(cell, weights, 1):
             raise RuntimeError(misfit)
@@ -56,6 +58,9 @@ class _Cell(Options, nn.RNNCellBase):
             plan = shortcut.step(cell, weights[0][:4], self.hidden_size, schedule=self.schedule, backend=self.backend)
             self._kept = Kept(list(held), weights, *plan)
         return weights
+
+    def _names_of_weights(self) -> list[str]:
+        return ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
     def _check_state_dims(self, states) -> None:
         if states[0].dim() not in (1, 2):
@@ -92,9 +97,13 @@ class RNNCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if (found := shortcut.run(self, input, hx)) is not None:
             return found
+        return self._step(input, None if hx is None else (hx,))[0]
+
+    @property
+    def cell(self) -> str:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step(f"rnn_{self.nonlinearity}", input, None if hx is None else (hx,))[0]
+        return f"rnn_{self.nonlinearity}"
 
 
 class GRUCell(_Cell):
@@ -113,8 +122,11 @@ class GRUCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if (found := shortcut.run(self, input, hx)) is not None:
             return found
-        cell = "gru" if self.reset_after else "gru_reset_before"
-        return self._step(cell, input, None if hx is None else (hx,))[0]
+        return self._step(input, None if hx is None else (hx,))[0]
+
+    @property
+    def cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
 
 
 class LSTMCell(_Cell):
@@ -133,8 +145,12 @@ class LSTMCell(_Cell):
             return found
         if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
             return self._without_autocast(input, hx)
-        h, c = self._step("lstm", input, hx)
+        h, c = self._step(input, hx)
         return h, c
+
+    @property
+    def cell(self) -> str:
+        return "lstm"
 
     def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """On the CPU torch's autocast reaches LSTM but leaves LSTMCell in the dtype of its parameters."""
@@ -142,7 +158,7 @@ class LSTMCell(_Cell):
         input = input.to(dtype) if input.is_floating_point() else input
         states = None if hx is None else tuple(state.to(dtype) for state in hx)
         with torch.autocast("cpu", enabled=False):
-            h, c = self._step("lstm", input, states)
+            h, c = self._step(input, states)
         return h, c
 
     def _check_state_dims(self, states) -> None:

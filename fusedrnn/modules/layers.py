@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -153,10 +152,8 @@ class _Recurrent(Options, RNNBase):
         return None
 
     def _weights(self) -> tuple[Weights, ...]:
-        """The parameters as `functional` takes them, layer by layer, forward before reverse.
-
-        RuntimeError where they do not fit together. Kept, for as long as the very same parameters are there.
-        """
+        """As `functional` takes them: layer by layer, forward before reverse."""
+        self._update_flat_weights()
         flat, each = self._flat_weights, len(self._all_weights[0])
         weights = tuple(
             Weights(
@@ -176,14 +173,8 @@ class _Recurrent(Options, RNNBase):
             self._kept = Kept(parameters, weights, *self._plan(parameters))
         return weights
 
-    def _keep(self) -> Kept:
-        held = self._parameters
-        if list(held) == self._flat_weights_names and all(type(w) is nn.Parameter for w in held.values()):
-            self._update_flat_weights()
-            with contextlib.suppress(RuntimeError):
-                self._weights()
-                return self._kept
-        return Kept([], ())
+    def _names_of_weights(self) -> list[str]:
+        return self._flat_weights_names
 
     def _plan(self, parameters: list[Tensor]) -> shortcut.Plan:
         """The short way without gradients, where there is one."""
