@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -23,7 +24,8 @@ class Scratch {
 
   // The smallest kept block that fits and is not wastefully large, else a new one.
   Block take(size_t bytes) {
-    bytes = (bytes + page - 1) / page * page;
+    const size_t unit = std::max(page, std::bit_floor(bytes) / 8);  // room for a few steps more in the next call
+    bytes = (bytes + unit - 1) / unit * unit;
     auto best = kept_.end();
     for (auto block = kept_.begin(); block != kept_.end(); ++block) {
       const bool fits = block->bytes >= bytes && block->bytes <= 2 * bytes;

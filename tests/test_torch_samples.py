@@ -79,7 +79,8 @@ def test_gradients_of_every_input_and_parameter(name):
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck], ids=["first", "second"])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name, check):
-    for constructor, given, _ in samples(name, requires_grad=True):
+    some = slice(None, None, 3 if check is torch.autograd.gradgradcheck else 1)  # all second ones would take a minute
+    for constructor, given, _ in list(samples(name, requires_grad=True))[some]:
         module = getattr(fusedrnn, name)(*constructor.args, **constructor.kwargs, dtype=torch.float64)
         leaves, spec = tree_flatten((given.args, given.kwargs))
         names, values = zip(*module.named_parameters(), strict=True)
