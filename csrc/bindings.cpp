@@ -329,9 +329,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 }  // namespace
 
-// An op of torch's makes its outputs, its `out` overload is given them.
-// The first makes
-// zeros of a state that is absent.
+// An op of torch's makes its outputs, and zeros of states that are absent; its `out` overload is given all of them.
 #define OPERANDS                                                                             \
   "Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "                       \
   "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, " \

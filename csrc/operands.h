@@ -41,6 +41,7 @@ class Operand {
     return dim_ == int64_t(sizes.size()) && std::equal(sizes.begin(), sizes.end(), size_);
   }
   bool is_contiguous() const {
+    if (dim_ > most_dims) return false;
     int64_t expected = 1;
     for (int64_t k = dim_ - 1; k >= 0 && numel_ > 0; --k) {
       if (size_[k] != 1 && stride_[k] != expected) return false;
