@@ -60,6 +60,20 @@ def test_they_take_no_longer(cell):
     assert max(tiny_state, tiny_dy) < 3 * both
 
 
+@pytest.mark.skipif("not __import__('platform').machine() in ('x86_64', 'AMD64')", reason="flushed on x86 alone")
+def test_they_take_no_longer_where_the_sums_over_rows_are_gemms():
+    size = 520  # gates * H * inputs beyond 2^18, for every cell
+    layer = fusedrnn.RNN(size, size, bias=False, backend="cpu")
+    x, dy = torch.randn(T, B, size), torch.randn(T, B, size)
+
+    def work(scale):
+        tiny_x, state = x * scale, torch.randn(1, B, size) * scale
+        return lambda: torch.autograd.grad(layer(tiny_x, state)[0], layer.weight_ih_l0, dy)
+
+    usual, tiny = fastest(work(1.0), work(DENORMAL))
+    assert tiny < 2 * usual
+
+
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 def test_torch_computes_with_them_afterwards(cell):
     step(cell, torch.randn(T, B, SIZE), torch.zeros(1, B, SIZE), torch.randn(T, B, SIZE))()
