@@ -4,6 +4,8 @@
 // Work is cut by batch rows: a thread runs every step of its rows, so the recurrence has no barrier. Where that costs
 // less (threads.h), threads share rows, each with hidden units of its own, and meet after every step. Either way the bits
 // do not depend on the number of threads. Large sums over rows in backward (dW, dX) are torch's GEMMs over chunks of dgates.
+#include <dirent.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>

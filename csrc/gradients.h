@@ -27,7 +27,7 @@ struct ActiveRows {
 
 // Whether a sum over R rows of products of M and N columns is large enough for a GEMM to gain more by its packing than it
 // loses by its launch: benchmarks/NOTES.md.
-constexpr bool gemm_is_faster(int64_t R, int64_t M, int64_t N) { return R >= 64 && M * N > 1 << 18; }
+bool gemm_is_faster(int64_t R, int64_t M, int64_t N) { return !works_alone && R >= 64 && M * N > 1 << 18; }
 
 template <class Real>
 Tensor matrix(Real* at, int64_t rows, int64_t columns, int64_t stride, bool transposed = false) {

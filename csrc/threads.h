@@ -2,7 +2,29 @@
 
 constexpr int64_t least_work = 1 << 16;  // multiply-adds worth a second thread
 
+// OpenMP waits, in a forked child too, for the threads of a pool that its parent had, and they were not forked. A child of a
+// process of several threads therefore works alone, and leaves no sum to GEMMs.
+bool works_alone = false;
+
+// Of this process; 2 where the system does not tell.
+int64_t count_threads() {
+  DIR* tasks = opendir("/proc/self/task");
+  if (!tasks) return 2;
+  int64_t count = 0;
+  while (const dirent* task = readdir(tasks)) count += task->d_name[0] != '.';
+  closedir(tasks);
+  return count;
+}
+
+const struct ForkWatch {
+  ForkWatch() {
+    static bool several = false;
+    pthread_atfork([] { several = count_threads() > 1; }, nullptr, [] { works_alone |= several; });
+  }
+} fork_watch;
+
 int64_t threads_for(int64_t work, int64_t pieces) {
+  if (works_alone) return 1;
   const int64_t wanted = std::max<int64_t>(1, work / least_work);
   return std::min({int64_t(torch::stable::get_num_threads()), wanted, std::max<int64_t>(1, pieces)});
 }

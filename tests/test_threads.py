@@ -1,6 +1,7 @@
 """On how many threads the kernels run: as many as torch.set_num_threads says at the call, wherever the call is made."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -121,15 +122,47 @@ def test_a_process_of_torchrun_starts_no_thread():
     assert run.stdout.split() == ["1", "0"]
 
 
-def test_a_forked_child_with_one_thread_ends():
-    """With more, OpenMP itself waits in the child for threads that were not forked, in torch.nn too."""
-    torch.set_num_threads(3)
-    train()
+def in_a_forked_child(work) -> bytes:
+    """What `work` returns there, within half a minute."""
+    receiving, sending = os.pipe()
     child = os.fork()
     if child == 0:
         signal.alarm(30)
-        torch.set_num_threads(1)
-        train()
+        with os.fdopen(sending, "wb") as pipe:
+            pipe.write(work())
         os._exit(0)
+    os.close(sending)
+    with os.fdopen(receiving, "rb") as pipe:
+        got = pipe.read()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return got
+
+
+@pytest.mark.parametrize("threads_there", [1, 3])
+@pytest.mark.parametrize("size", [32, 520], ids=["own sums", "GEMMs"])
+def test_a_forked_child_ends(size, threads_there):
+    """OpenMP waits in the child for the threads of its parent, which were not forked: so torch.nn hangs there."""
+    layer, x = fusedrnn.RNN(size, size), torch.randn(20, 8, size)
+    rounding = 20 * 8 * 2**-24  # of sums over so many rows, in another order where the parent's are GEMMs
+    parameters = list(layer.parameters())
+    torch.set_num_threads(3)
+    y = layer(x)[0]
+    expected = [y, *torch.autograd.grad(y, parameters, torch.ones_like(y))]
+    dy = torch.ones_like(y)
+
+    def work() -> bytes:
+        torch.set_num_threads(threads_there)
+        y = layer(x)[0]
+        results = [y, *torch.autograd.grad(y, parameters, dy)]
+        return pickle.dumps([t.detach().numpy() for t in results])
+
+    there = pickle.loads(in_a_forked_child(work))
+    for got, result in zip(there, expected, strict=True):
+        assert (torch.from_numpy(got) - result).norm() <= rounding * result.norm()
+
+
+def test_forking_leaves_the_parent_its_threads():
+    torch.set_num_threads(3)
+    train()
+    assert in_a_forked_child(lambda: b"there") == b"there"
     assert helpers(train) == 2
