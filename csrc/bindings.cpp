@@ -221,10 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const auto [h0, c0] = states_or_zeros(given_h0, given_c0, cell, D, x, w_hh, offsets);
   const Tensor rows = dense_rows(x);
   const bool step = is_step(x, offsets);
-  const auto whole = [&](const Operand& operand) {
-    return step && operand.dim() > 0 ? operand.unsqueezed(0) : operand;
-  };
-  const Shape s = shape_of(cell, false, whole(rows), whole(h0), w_ih, offsets, active, starts);
+  const Shape s = shape_of(cell, false, whole(rows, step), whole(h0, step), w_ih, offsets, active, starts);
   const int64_t R = row_count(s, x), without = step ? 0 : -1;
   STD_TORCH_CHECK(!step || D == 1, "direction: a step has one");
   const bool lstm = s.cell == Cell::lstm, full = save == save_full;
@@ -238,11 +235,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor cells = lstm && save == save_lean ? new_cells(w_ih, {D, lean_chunks(s.T), s.B, s.H})
                        : full && lstm            ? new_cells(w_ih, {D, R, s.H})
                                                  : new_cells(w_ih, {0});
-  forward_into(whole(rows), whole(h0), whole(c0),
+  forward_into(whole(rows, step), whole(h0, step), whole(c0, step),
                {{dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh)},
                 {dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse)}},
-               offsets, active, starts, cell, direction, concat, step ? whole(h_n) : Operand(y), whole(h_n),
-               lstm ? whole(c_n) : Operand(c_n), saved, cells);
+               offsets, active, starts, cell, direction, concat, step ? whole(h_n, step) : Operand(y), whole(h_n, step),
+               whole(c_n, step), saved, cells);
   return {y, h_n, c_n, saved, cells};
 }
 
@@ -295,10 +292,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const Tensor rows = dense_rows(x), outputs = dense_rows(y);
   const Optional dy_rows = dense_rows(dy), dh_last = dense(dh_n), dc_last = dense(dc_n);
   const bool step = is_step(x, offsets);
-  const auto whole = [&](const Operand& operand) {
-    return step && operand.dim() > 0 ? operand.unsqueezed(0) : operand;
-  };
-  const Shape s = shape_of(cell, false, whole(rows), whole(h0), w_ih, offsets, active, starts);
+  const Shape s = shape_of(cell, false, whole(rows, step), whole(h0, step), w_ih, offsets, active, starts);
   const int64_t G = gates_of(s.cell), without = step ? 0 : -1;
   STD_TORCH_CHECK(!step || D == 1, "direction: a step has one");
   const auto made = [&](int bit, std::initializer_list<int64_t> sizes) {
@@ -319,11 +313,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     db_ih[d] = bias(5 * d + 5, *biases_ih[d]);
     db_hh[d] = bias(5 * d + 6, *biases_hh[d]);
   }
-  backward_into(whole(dy_rows), whole(dh_last), whole(dc_last), whole(rows), whole(h0), whole(c0),
+  backward_into(whole(dy_rows, step), whole(dh_last, step), whole(dc_last, step), whole(rows, step), whole(h0, step),
+                whole(c0, step),
                 {{dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh)},
                  {dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse)}},
-                offsets, active, starts, whole(outputs), saved, cells, cell, direction, lean, whole(dx), whole(dh0),
-                whole(dc0), {{dw_ih[0], dw_hh[0], db_ih[0], db_hh[0]}, {dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]}});
+                offsets, active, starts, whole(outputs, step), saved, cells, cell, direction, lean, whole(dx, step),
+                whole(dh0, step), whole(dc0, step),
+                {{dw_ih[0], dw_hh[0], db_ih[0], db_hh[0]}, {dw_ih[1], dw_hh[1], db_ih[1], db_hh[1]}});
   const auto result = [](const Optional& t) { return t ? *t : Tensor(); };
   return {result(dx),       result(dh0),      result(dc0),      result(dw_ih[0]), result(dw_hh[0]), result(db_ih[0]),
           result(db_hh[0]), result(dw_ih[1]), result(dw_hh[1]), result(db_ih[1]), result(db_hh[1])};

@@ -235,6 +235,9 @@ bool is_step(const Tensor& x, const Optional& row_offsets) {
   return !row_offsets && x.dim() + (x.scalar_type() == ScalarType::Long) == 2;
 }
 
+// With the first dimension that a step's rows and states lack; what is absent stays so.
+Operand whole(const Operand& operand, bool step) { return step && operand.dim() > 0 ? operand.unsqueezed(0) : operand; }
+
 // The states [D, B, H] h0 and, where the cell has it, c0: those that were given, else zeros, for rows that tell their
 // number.
 std::pair<Tensor, Optional> states_or_zeros(const Optional& h0, const Optional& c0, int64_t cell, int64_t D,

@@ -158,8 +158,8 @@ class CpuFunction(torch.autograd.Function):
     """RecurrentFunction in fewer steps, for dense rows on the backend `cpu` outside torch.func and torch.compile.
 
     A state may be None, which is zeros. `how`: the private ops and what they are told; `options`: those of the public
-    op, for whoever differentiates once more, or listens. Returns y, h_n and, of an LSTM, c_n. With x [B, I] or tokens
-    [B] it is one step: states and cotangents are [B, H], and y is None.
+    op, for whoever differentiates once more, or listens. Returns y, h_n and c_n, None where the cell has none. With x
+    [B, I] or tokens [B] it is one step: states and cotangents are [B, H], and y is None.
     """
 
     @staticmethod
@@ -185,10 +185,10 @@ class CpuFunction(torch.autograd.Function):
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.how, ctx.options = how, options
-        return (y, h_n, c_n) if options[0] == "lstm" else (y, h_n)
+        return y, h_n, c_n if options[0] == "lstm" else None
 
     @staticmethod
-    def backward(ctx, dy, dh_n, dc_n=None):
+    def backward(ctx, dy, dh_n, dc_n):
         x, h0, c0, *weights, y, saved, cells = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled() or ops.anything_listens():

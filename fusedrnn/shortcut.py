@@ -89,14 +89,14 @@ def run(module: Any, x: Any, state: Any) -> Any:
         if not differentiated:
             y, h, c = op(x, h, c, how, *operands)
         elif how[-2].batch_first:
-            y, h, *cells = autograd.apply_cpu(x.transpose(0, 1), h, c, *how)
+            y, h, c = autograd.apply_cpu(x.transpose(0, 1), h, c, *how)
             y = y.transpose(0, 1)
         else:
-            y, h, *cells = autograd.apply_cpu(x, h, c, *how)
+            y, h, c = autograd.apply_cpu(x, h, c, *how)
     except RuntimeError:
         return None
     if lstm:
-        h = (h, cells[0] if differentiated else c)
+        h = (h, c)
     return h if step else (y, h)
 
 
@@ -106,28 +106,20 @@ def layers(
 ) -> Plan:  # fmt: skip
     """y and the last state of all layers. weights: checked, as `_flat_weights` of torch.nn."""
     layer = _Layer(cell, weights, I, H, bidirectional, bias, batch_first, schedule, memory)
-    single = len(weights) == (4 if bias else 2)
+    single = len(weights) == layer.each
     op, operands = (cpu.layer, (*weights, None, None)[:4]) if single else (cpu.layers, (weights,))
-    return _plan(layer, op, operands, KeptHows(backend, layer.options), KeptHows(backend, layer.with_gradients))
+    return _plan(layer, op, operands, backend)
 
 
 def step(cell: str, weights: Sequence[Tensor | None], H: int, *, schedule: str, backend: str) -> Plan:
     """The state after a step of a cell: h, or (h, c). weights: checked, the four."""
     given = [w for w in weights if w is not None]
-    layer = _Layer(cell, given, given[0].shape[1], H, False, len(given) == 4, False, schedule, "full")
-
-    def options(named: str, dtype: torch.dtype, shape: Sequence[int]) -> int | None:
-        return layer.options(named, dtype, (1, *shape))
-
-    def with_gradients(named: str, dtype: torch.dtype, shape: Sequence[int]) -> tuple | None:
-        return layer.with_gradients(named, dtype, (1, *shape))
-
-    hows = KeptHows(backend, options), KeptHows(backend, with_gradients)
-    return _plan(layer, cpu.layer, weights, *hows, step=True)
+    layer = _Layer(cell, given, given[0].shape[1], H, False, len(given) == 4, False, schedule, "full", step=True)
+    return _plan(layer, cpu.layer, weights, backend)
 
 
 class _Layer(NamedTuple):
-    """A module's options. Each method takes a backend's name, and the dtype and the sizes of x."""
+    """A module's options. Each method takes a backend's name, and the dtype and the sizes of x, of a step without T."""
 
     cell: str
     weights: list[Tensor]
@@ -138,38 +130,54 @@ class _Layer(NamedTuple):
     batch_first: bool
     schedule: str
     memory: str
+    step: bool = False
+
+    @property
+    def D(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def each(self) -> int:
+        """Weights of a layer's direction."""
+        return 4 if self.bias else 2
+
+    @property
+    def several(self) -> bool:
+        return len(self.weights) > self.D * self.each
+
+    def _dims(self, dtype: torch.dtype, sizes: Sequence[int]) -> int:
+        """3 of a batch, 2 without one."""
+        return len(sizes) + (dtype == torch.int64) + self.step
 
     def options(self, named: str, dtype: torch.dtype, sizes: Sequence[int]) -> int | None:
         """Those of the op without gradients; None where the kernels are not to run it."""
         T = self._steps_on_cpu(named, dtype, sizes, "none")
         if T is None:
             return None
-        unbatched = len(sizes) + (dtype == torch.int64) == 2
-        flags = self.bias, unbatched, self.bidirectional, self.batch_first
+        flags = self.bias, self._dims(dtype, sizes) == 2, self.bidirectional, self.batch_first
         return cpu.options(self.cell, self.schedule, T, *flags)
 
     def with_gradients(self, named: str, dtype: torch.dtype, sizes: Sequence[int]) -> tuple | None:
         """All that autograd.CpuFunction takes after the states; None where it is not to run."""
-        D, each = 2 if self.bidirectional else 1, 4 if self.bias else 2
         T = self._steps_on_cpu(named, dtype, sizes, self.memory)
-        if T is None or len(sizes) + (dtype == torch.int64) == 2 or len(self.weights) > D * each:
+        if T is None or self._dims(dtype, sizes) == 2 or self.several:
             return None
-        weights = [w for d in range(D) for w in (*self.weights[d * each :][:each], None, None, None)[:5]]
+        each = self.each
+        weights = [w for d in range(self.D) for w in (*self.weights[d * each :][:each], None, None, None)[:5]]
         layer = cpu.layer_with_gradients(self.cell, self.schedule, T, self.memory, self.bidirectional, self.batch_first)
         public = (CELLS[self.cell].op, self.cell, layer.direction, self.batch_first, self.schedule, self.memory)
         return (*weights, *(None,) * (10 - len(weights)), layer, (*public, "ieee", "cpu"))
 
     def _steps_on_cpu(self, named: str, dtype: torch.dtype, sizes: Sequence[int], save: str) -> int | None:
         """T, where the kernels of backend `cpu` are to run all layers."""
-        like, D, tokens = self.weights[0], 2 if self.bidirectional else 1, dtype == torch.int64
-        dims = len(sizes) + tokens
+        like, tokens, dims = self.weights[0], dtype == torch.int64, self._dims(dtype, sizes)
         if dims not in (2, 3) or not cpu.has_kernels(like.dtype):
             return None
+        sizes = (1, *sizes) if self.step else sizes
         T, B = (sizes[0], 1) if dims == 2 else sizes[1::-1] if self.batch_first else sizes[:2]
-        several = len(self.weights) > D * (4 if self.bias else 2)
-        for I, of_tokens in ((self.I, tokens), *(((D * self.H, False),) if several else ())):
+        for I, of_tokens in ((self.I, tokens), *(((self.D * self.H, False),) if self.several else ())):
             problem = Problem(
-                self.cell, "cpu", like.dtype, T, B, I, self.H, D,
+                self.cell, "cpu", like.dtype, T, B, I, self.H, self.D,
                 tokens=of_tokens, bias=self.bias, batch_first=self.batch_first, schedule=self.schedule, save=save,
             )  # fmt: skip
             if not _on_cpu(problem, named):
@@ -177,10 +185,11 @@ class _Layer(NamedTuple):
         return T
 
 
-def _plan(layer: _Layer, op: Callable, operands: Sequence[Any], *hows: Hows, step: bool = False) -> Plan:
+def _plan(layer: _Layer, op: Callable, operands: Sequence[Any], backend: str) -> Plan:
     if dispatch.REGISTRY["cpu"].unavailable_reason() or layer.weights[0].device.type != "cpu":
         return Plan()
-    return Plan(op(), operands, layer.cell == "lstm", step, *hows)
+    hows, with_gradients = KeptHows(backend, layer.options), KeptHows(backend, layer.with_gradients)
+    return Plan(op(), operands, layer.cell == "lstm", layer.step, hows, with_gradients)
 
 
 def _on_cpu(problem: Problem, backend: str) -> bool:

@@ -29,19 +29,19 @@ SINGLE += [("RNN", {"nonlinearity": "relu"}), ("LSTM", {"memory": "lean"})]
 SINGLE += [(name, {}) for name in CELLS] + [("RNNCell", {"nonlinearity": "relu", "bias": False})]
 
 
-def gradients(module, x, states, **more) -> list[torch.Tensor]:
+def gradients(module, x, states) -> list[torch.Tensor]:
     """y and the last states, and all gradients of a sum of products of these with random numbers."""
     random = torch.Generator().manual_seed(5)
     wanted = [t for t in (x, *flat(states)) if t.requires_grad] + [p for p in module.parameters() if p.requires_grad]
     outputs = flat(module(x, states) if len(states) else module(x))
     cotangents = [torch.randn(o.shape, generator=random, dtype=o.dtype) for o in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, wanted, cotangents, **more)]
+    return [*outputs, *torch.autograd.grad(outputs, wanted, cotangents)]
 
 
-def both_with_gradients(module, x, states, **more):
+def both_with_gradients(module, x, states):
     with long_way():
-        long = gradients(module, x, states, **more)
-    return zip(gradients(module, x, states, **more), long, strict=True)
+        long = gradients(module, x, states)
+    return zip(gradients(module, x, states), long, strict=True)
 
 
 @pytest.mark.parametrize("tokens", [False, True])

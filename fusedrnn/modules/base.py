@@ -30,7 +30,10 @@ class Kept(NamedTuple):
 
 
 class Options(nn.Module):
-    """The options torch.nn does not have. A default is kept on the class, so that pickles of either kind fit."""
+    """The options torch.nn does not have. A default is kept on the class, so that pickles of either kind fit.
+
+    Subclasses implement what raises NotImplementedError.
+    """
 
     backend = "auto"
     schedule = "auto"

@@ -12,7 +12,7 @@ from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_sta
 
 
 class _Cell(Options, nn.RNNCellBase):
-    """RNNCell, GRUCell and LSTMCell: one step, on the same kernels."""
+    """RNNCell, GRUCell and LSTMCell: one step, on the same kernels. Each has its own `cell`."""
 
     def __init__(self, input_size, hidden_size, bias, gates, device, dtype, backend, schedule) -> None:
         super().__init__(input_size, hidden_size, bias, gates, device=device, dtype=dtype)

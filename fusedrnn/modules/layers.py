@@ -177,7 +177,7 @@ class _Recurrent(Options, RNNBase):
         return self._flat_weights_names
 
     def _plan(self, parameters: list[Tensor]) -> shortcut.Plan:
-        """The short way without gradients, where there is one."""
+        """The short way, where there is one."""
         if self._apart or self.proj_size or (self.dropout and self.training):
             return shortcut.Plan()
         return shortcut.layers(
