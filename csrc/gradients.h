@@ -208,7 +208,10 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
       x_together(gemm_ih || gemm_dx ? most_rows * padded_row<Real>(I) : 0),
       h_together(gemm_hh ? most_rows * padded_row<Real>(H) : 0);
 
-  const int64_t threads = threads_for(R * G * H * H, B);
+  const StepCost cost{G * H * H, G * H * H * int64_t(sizeof(Real)), kernels.rate};
+  const auto in_loop = [&](const Shape& shape, const auto& run) {
+    in_shares(shape, cost.row_work, kernels.backward_panels(H), cost, run);
+  };
   for (int64_t end = T, begin; end > 0; end = begin) {
     begin = (end - 1) / steps_per_chunk * steps_per_chunk;
     if (lean) {
@@ -217,8 +220,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
         kernels.rebuild(inputs->f, f, share, begin, end, steps, workspace);
       });
     }
-    in_shares(s, G * H * H, kernels.backward_panels(H), {G * H * H, G * H * H * int64_t(sizeof(Real)), kernels.rate},
-              [&](const Share& share) { kernels.backward(f, share, begin, end); });
+    in_loop(s, [&](const Share& share) { kernels.backward(f, share, begin, end); });
 
     const int64_t t0 = s.reverse ? T - end : begin, t1 = s.reverse ? T - begin : end, row0 = row_number(s, t0, 0);
     rows.count = 0;
@@ -270,8 +272,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
     }
     const int64_t count = rows.count, work = count * G * H * (want_w_hh * H + (want_w_ih + want_dx) * I);
     const bool add = end < T;
-    // A few rows are not worth a second thread: it would leave the gradients in its own cache.
-    const int64_t pieces = few ? 1 : threads_for(work, G * H);
+    const int64_t pieces = threads_for(work, G * H);
     in_pieces(pieces, pieces, [&](int64_t piece, int64_t last_piece) {
       const auto mine = [&](int64_t n) { return std::pair(n * piece / pieces, n * last_piece / pieces); };
       const auto add_outer = [&](int64_t block, int64_t gates, const Real* const* right, int64_t N, Wide<Real>* out) {
@@ -293,8 +294,10 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
         kernels.add_columns(rows.dgates.get(), count, first, last, column_sums.get());
       }
       if (want_dx && few) {
+        const auto [first, last] = mine(I);
         for (int64_t k = 0; k < count; ++k) {
-          kernels.add_scaled_rows(rows.dgates.get()[k], data<const Real>(w_ih), G * H, I, rows.dx.get()[k], add_dx);
+          kernels.add_scaled_rows(rows.dgates.get()[k], data<const Real>(w_ih), G * H, I, first, last,
+                                  rows.dx.get()[k], add_dx);
         }
       } else if (want_dx && !gemm_dx) {
         const auto [first, last] = mine(count);
@@ -304,9 +307,9 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
     });
   }
   if (g.dh0.numel() > 0) {
-    in_pieces(B, threads, [&](int64_t first, int64_t last) {
-      kernels.backward_finish(f, first, last, part<Real>(g.dh0, at.d, at.D));
-    });
+    Shape once = s;
+    once.T = 1;
+    in_loop(once, [&](const Share& share) { kernels.backward_finish(f, share, part<Real>(g.dh0, at.d, at.D)); });
   }
   if (lstm && g.dc0.numel() > 0) kernels.narrow(dc.get(), B * H, part<Real>(g.dc0, at.d, at.D));
   sums_ih.finish();

@@ -254,8 +254,8 @@ void backward(const Backward<Real>& f, const Share& share, int64_t begin, int64_
 }
 
 template <class Real>
-void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real* dh0) {
-  const int64_t n = last - first, H = f.shape.H;
+void backward_finish(const Backward<Real>& f, const Share& share, Real* dh0) {
+  const int64_t first = share.first, last = share.last, n = last - first, H = f.shape.H;
   auto* rows = new BackwardRow<Real>[n];
   BackwardStep<Real> step(f.shape, n);
   step.count = n;
@@ -267,6 +267,6 @@ void backward_finish(const Backward<Real>& f, int64_t first, int64_t last, Real*
     row.dgates = dh0 + b * H;
     step.rows[b - first] = &row;
   }
-  backward_step<InitialState>(f, step, {0, backward_panels<Real>(H)});
+  backward_step<InitialState>(f, step, panels_of(share, backward_panels<Real>(H)));
   delete[] rows;
 }

@@ -178,10 +178,11 @@ struct Kernels {
                   int64_t steps_at_once, Wide<Real>* workspace);
   // Steps [begin, end) in order of processing (counted as forward walks them), last to first.
   void (*backward)(const Backward<Real>&, const Share&, int64_t begin, int64_t end);
-  // After the last chunk: dh0 [B, H] of batch rows [first, last).
-  void (*backward_finish)(const Backward<Real>&, int64_t first, int64_t last, Real* dh0);
-  // to (+)= sum over rows n of scale[n] * row n of from [rows, columns]; null in 16 bits
-  void (*add_scaled_rows)(const Real* scale, const Real* from, int64_t rows, int64_t columns, Real* to, bool add);
+  // After the last chunk: dh0 [B, H].
+  void (*backward_finish)(const Backward<Real>&, const Share&, Real* dh0);
+  // to[k] (+)= sum over n of scale[n] * from[n][k], from [rows, columns], k in [first, last); null in 16 bits
+  void (*add_scaled_rows)(const Real* scale, const Real* from, int64_t rows, int64_t columns, int64_t first,
+                          int64_t last, Real* to, bool add);
   // out[m][n] (+)= sum over rows of left[row][at + m] * right[row][n], m in [m0, m1), n in [0, N)
   void (*add_outer)(const Real* const* left, int64_t at, const Real* const* right, int64_t rows, int64_t m0, int64_t m1,
                     int64_t N, Wide<Real>* out, bool add);

@@ -1,22 +1,22 @@
 // Sums over the rows of a matrix where there is no GEMM, or where it costs more to launch than to do. Included inside the
 // namespace of a variant; where they name no vectors, the compiler makes them of these loops.
 
-// to (+)= sum over n of scale[n] * row n of `from`: four rows at a time, each read once.
+// to[k] (+)= sum over n of scale[n] * from[n][k], k in [first, last): four rows at a time, each read once.
 template <class Real>
-void add_scaled_rows(const Real* scale, const Real* from, int64_t rows, int64_t columns, Real* __restrict to,
-                     bool add) {
+void add_scaled_rows(const Real* scale, const Real* from, int64_t rows, int64_t columns, int64_t first, int64_t last,
+                     Real* __restrict to, bool add) {
   int64_t n = 0;
   if (!add) {
-    for (int64_t k = 0; k < columns; ++k) to[k] = scale[0] * from[k];
+    for (int64_t k = first; k < last; ++k) to[k] = scale[0] * from[k];
     n = 1;
   }
   for (; n + 4 <= rows; n += 4) {
     const Real *r0 = from + n * columns, *r1 = r0 + columns, *r2 = r1 + columns, *r3 = r2 + columns, *s = scale + n;
-    for (int64_t k = 0; k < columns; ++k) to[k] += (s[0] * r0[k] + s[1] * r1[k]) + (s[2] * r2[k] + s[3] * r3[k]);
+    for (int64_t k = first; k < last; ++k) to[k] += (s[0] * r0[k] + s[1] * r1[k]) + (s[2] * r2[k] + s[3] * r3[k]);
   }
   for (; n < rows; ++n) {
     const Real *row = from + n * columns, s = scale[n];
-    for (int64_t k = 0; k < columns; ++k) to[k] += s * row[k];
+    for (int64_t k = first; k < last; ++k) to[k] += s * row[k];
   }
 }
 
