@@ -8,11 +8,11 @@ of the GEMMs alone; what the ops take over the GEMMs. Medians of rounds of both,
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fusedrnn.backends import cpu
 from fusedrnn.bench import grid
@@ -62,9 +62,16 @@ def parts(cell: str, size: str) -> str:
     return f"{problem!s:34}{''.join(f'{1e3 * s:9.3f}' for s in seconds)}{over:9.2f}"
 
 
-def main() -> None:
-    given = sys.argv[1:]
-    problems = zip(given[::2], given[1::2], strict=True) if given else itertools.product(grid.CELLS, grid.SIZES)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="CELL SIZE", help="by turns; none: the whole grid")
+    names = parser.parse_args(arguments).names
+    problems = list(zip(names[::2], names[1::2], strict=False)) or list(itertools.product(grid.CELLS, grid.SIZES))
+    for name, known in zip(names, itertools.cycle((grid.CELLS, grid.SIZES)), strict=False):
+        if name not in known:
+            parser.error(f"expected one of {', '.join(known)}, got {name!r}")
+    if len(names) % 2:
+        parser.error(f"{names[-1]} of which size?")
     print(f"{'ms':34}{'call':>9}{'forward':>9}{'backward':>9}{'rest':>9}{'GEMMs':>9}{'over':>9}")
     for cell, size in problems:
         print(parts(cell, size), flush=True)

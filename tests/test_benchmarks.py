@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from benchmarks import report, speed_targets, tables
+from benchmarks import parts, report, speed_targets, tables
 from benchmarks.record import RESULTS, Record, Row
 from fusedrnn.bench import grid, measure
 from fusedrnn.bench.grid import Problem
@@ -144,3 +144,23 @@ def test_the_report_is_written_from_files_alone(tmp_path):
     for name in pictures:
         assert f"](plots/made/{name})" in text
         assert (out / "plots" / "made" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_parts_of_a_call_add_up_to_it(capsys):
+    parts.main(["gru", "decode-256"])
+    heads, row = capsys.readouterr().out.splitlines()
+    assert heads.split()[1:] == ["call", "forward", "backward", "rest", "GEMMs", "over"]
+    assert row.startswith("gru decode-256")
+    call, forward, backward, rest, gemms, over = map(float, row.split()[-6:])
+    assert min(forward, backward, rest, gemms) > 0
+    assert call == pytest.approx(forward + backward + rest, rel=0.2)
+    assert over == pytest.approx((forward + backward) / gemms, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(["gru"], "of which size"), (["gru", "small"], "seed-64"), (["cnn"], "rnn")]
+)
+def test_parts_of_nothing_known(given, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parts.main(given)
+    assert said in capsys.readouterr().err
