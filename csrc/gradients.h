@@ -296,8 +296,8 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
       if (want_dx && few) {
         const auto [first, last] = mine(I);
         for (int64_t k = 0; k < count; ++k) {
-          kernels.add_scaled_rows(rows.dgates.get()[k], data<const Real>(w_ih), G * H, I, first, last,
-                                  rows.dx.get()[k], add_dx);
+          kernels.add_scaled_rows(rows.dgates.get()[k], data<const Real>(w_ih), G * H, I, first, last, rows.dx.get()[k],
+                                  add_dx);
         }
       } else if (want_dx && !gemm_dx) {
         const auto [first, last] = mine(count);
