@@ -1,4 +1,6 @@
-"""A whole step of the character model's training, against the same loop on torch.nn fed with one-hot rows.
+"""A whole step of the character model's training, against the same loop on torch.nn fed with one-hot rows. Timed where
+the losses of the first steps are as near to those in float64 as torch.nn's are; the ReLU network, unclipped, lets
+rounding grow, and torch.nn's loss has been 4e-5 from float64's after 20 steps where ours was 3e-7.
 
 In training a step follows a step: each side's turn is an epoch of them, so that only the first finds the caches full of
 the other side's code and data.
@@ -51,11 +53,12 @@ def _name(cell: str, hidden: int) -> str:
 
 @pytest.mark.parametrize(("cell", "hidden", "clip"), MODELS)
 def test_training_step(cell, hidden, clip, threads, budget, benchmark, record):
-    compared = Steps("fusedrnn", cell, hidden, clip), Steps("torch", cell, hidden, clip)
+    ours, theirs, exact = (Steps(library, cell, hidden, clip) for library in ("fusedrnn", "torch", "torch"))
+    exact.trainer.model.double()
     for step in range(STEPS_COMPARED):
-        ours, theirs = (float(side.step()) for side in compared)
-        assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs)), f"loss of step {step}: {ours}, torch.nn {theirs}"
-    ours, theirs = compared
+        own, opponent, loss = (float(side.step()) for side in (ours, theirs, exact))
+        allowed = 1e-6 * max(1.0, loss) + 2 * abs(opponent - loss)
+        assert abs(own - loss) <= allowed, f"loss of step {step}: {own}, torch.nn {opponent}, in float64 {loss}"
     steps = len(ours.trainer.batches)
     times = pairs.paired({"auto": ours.epoch, TORCH: theirs.epoch}, 6 * budget)
     own, opponent = ([s / steps for s in times[side]] for side in ("auto", TORCH))

@@ -40,7 +40,7 @@ constexpr int64_t abi_version = 8;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t chunk_bytes = 10 << 20;  // what backward keeps of a chunk of steps
-constexpr int64_t unpacked_rows = 3;       // fewer uses of the weights than this do not pay for packing them
+constexpr int64_t few_rows = 3;            // of which gradients are summed without packing or GEMMs
 
 enum Save : int64_t { save_none, save_full, save_lean };  // as SAVE in fusedrnn/cells.py
 

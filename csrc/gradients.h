@@ -145,7 +145,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   Buffer<Real> dgates(most_rows * dgates_stride), carried(B * gate_width);
   Buffer<const Real*> h_prev(most_rows);
   // Where a row of w_hh is whole vectors, it can be read as it lies, but in 16 bits.
-  const bool few = R <= unpacked_rows && kernels.add_scaled_rows;
+  const bool few = R <= few_rows && kernels.add_scaled_rows;
   const bool pack = !few || kernels.padded_units(H) != H;
   const int64_t all_gates[] = {G * H, 0}, windows[] = {gru ? 2 * H : G * H, gru ? H : 0};
   Buffer<Real> packed(pack ? kernels.padded_units(H) * kernels.backward_depth(s.cell, H) : 0);

@@ -11,7 +11,15 @@ void check_weights(const Shape& s, const Operand& w_ih, const Operand& w_hh, con
   STD_TORCH_CHECK((b_ih.numel() > 0) == (b_hh.numel() > 0), "b_ih and b_hh: both or none");
 }
 
+// Whether weights have so few rows to multiply that reading them as they lie takes less time than packing them:
+// benchmarks/NOTES.md.
+template <class Real>
+bool reads_unpacked(const Shape& s, int64_t R) {
+  return R <= (sizeof(Real) == 2 ? few_rows : s.T == 1 ? 32 : 16);
+}
+
 // x and the weights, which fit.
+
 template <class Real>
 class Inputs {
  public:
@@ -21,7 +29,7 @@ class Inputs {
         panels(kernels.forward_panels(s.cell, s.H)),
         rate(kernels.rate),
         tokens(x.scalar_type() == ScalarType::Long),
-        pack(row_count(s, x) > unpacked_rows),
+        pack(!reads_unpacked<Real>(s, row_count(s, x))),
         with_table(tokens && s.I <= row_count(s, x)),
         packed_hh(pack ? width * kernels.depth(s.H) : 0),
         packed_ih(pack && !tokens ? width * kernels.depth(s.I) : 0),

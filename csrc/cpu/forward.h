@@ -103,13 +103,14 @@ struct StepRows {
   Factors<Real> of_x, of_h;
 };
 
-// As accumulate() with a panel of w [G*H, K] as it lies: the gates of a unit at once, each a stream that the processor reads
-// ahead. GRU: the products of h and W_hn have a slot of their own.
+// As accumulate() with a panel of w [G*H, K] as it lies: some units with all their gates at once, each gate a stream that
+// the processor reads ahead. GRU: the products of h and W_hn have a slot of their own.
 template <class Real>
 void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t count, const Real* const* in, int64_t K,
                          const Real* w, Wide<Real>* const* out) {
-  constexpr int W = lanes_of<Real>;
-  for (int u = 0; u < W; ++u) {
+  constexpr int W = lanes_of<Real>, most = W / vectors_per_panel > 1 ? W / vectors_per_panel : 1;
+  const auto add = [&](int u, auto units) {
+    constexpr int Units = decltype(units)::value;
     const Real* rows[vectors_per_panel];
     int to[vectors_per_panel], some = 0;
     for_slots<Real>(s.cell, s.H, panel, [&](int slot, int64_t row, int lanes) {
@@ -120,12 +121,23 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
     if (some == 0) return;
     with_vectors(some, [&](auto slots) {
       constexpr int N = decltype(slots)::count;
+      const Real* at[N];
+      for (int n = 0; n < N; ++n) at[n] = rows[n];
       for (int64_t r = 0; r < count; ++r) {
-        Wide<Real> sums[N];
-        dots<N>(in[r], rows, K, sums);
-        for (int n = 0; n < N; ++n) out[r][to[n]] += sums[n];
+        Wide<Real> sums[vectors_per_panel * W];
+        dots<Units>(in[r], at, K, sums);
+        for (int a = 0; a < N * Units; ++a) out[r][to[a / Units] + a % Units] += sums[a];
       }
     });
+  };
+  for (int u = 0; u < W; u += most) {
+    bool whole = true;  // every slot has all of these units, or none
+    for_slots<Real>(s.cell, s.H, panel, [&](int, int64_t, int lanes) { whole &= lanes <= u || lanes >= u + most; });
+    if (whole) {
+      add(u, Constant<most>{});
+    } else {
+      for (int unit = u; unit < u + most; ++unit) add(unit, Constant<1>{});
+    }
   }
 }
 

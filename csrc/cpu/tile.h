@@ -124,28 +124,39 @@ FUSEDRNN_INLINE void with_vectors(int count, F f) {
   f(Slots<0>{});
 }
 
-// out[n] = sum over k of x[k] * rows[n][k] for N rows.
-template <int N, class Real>
-FUSEDRNN_INLINE void dots(const Real* x, const Real* const* rows, int64_t K, Real* out) {
-  constexpr int W = lanes_of<Real>;
-  Vector<Real> acc[N] = {};
+// Sum of the lanes of each of lanes_of<Real> vectors: lane a of the result is that of sums[a].
+template <class Real, int Half = lanes_of<Real> / 2>
+FUSEDRNN_INLINE Vector<Real> sums_of_lanes(Vector<Real>* sums) {
+  constexpr auto lanes = std::make_integer_sequence<int, lanes_of<Real>>{};
+#pragma GCC unroll 8
+  for (int u = 0; u < Half; ++u) {
+    const Vector<Real> a = sums[u], b = sums[u + Half];
+    sums[u] = exchanged<Half, false>(a, b, lanes) + exchanged<Half, true>(a, b, lanes);
+  }
+  if constexpr (Half > 1) sums_of_lanes<Real, Half / 2>(sums);
+  return sums[0];
+}
+
+// out[n * Units + u] = sum over k of x[k] * rows[n][u * K + k], for N times Units rows.
+template <int Units, int N, class Real>
+FUSEDRNN_INLINE void dots(const Real* x, const Real* const (&rows)[N], int64_t K, Wide<Real>* out) {
+  constexpr int W = lanes_of<Real>, all = (N * Units + W - 1) / W * W;
+  Vector<Real> acc[all] = {};
+  const auto add = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+    const Vector<Real> xs = load(x + k, lanes);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+      for (int u = 0; u < Units; ++u)
+        acc[n * Units + u] = fma(xs, load(rows[n] + u * K + k, lanes), acc[n * Units + u]);
+    }
+  };
   int64_t k = 0;
 #pragma GCC unroll 1
-  for (; k + W <= K; k += W) {
-    const Vector<Real> xs = load(x + k);
+  for (; k + W <= K; k += W) add(k, Constant<W>{});
+  if (k < K) add(k, int(K - k));
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[n] = fma(xs, load(rows[n] + k), acc[n]);
-  }
-  if (k < K) {
-    const Vector<Real> xs = load(x + k, int(K - k));
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[n] = fma(xs, load(rows[n] + k, int(K - k)), acc[n]);
-  }
-  for (int n = 0; n < N; ++n) {
-    Real sum = 0;
-    for (int lane = 0; lane < W; ++lane) sum += acc[n][lane];
-    out[n] = sum;
-  }
+  for (int a = 0; a < all; a += W) store(out + a, sums_of_lanes<Real>(acc + a));
 }
 
 FUSEDRNN_INLINE int64_t step_at(const Shape& s, int64_t position) { return s.reverse ? s.T - 1 - position : position; }
