@@ -1,5 +1,5 @@
-"""The kernels of benchmarks/gpu/micro on the host build of csrc/cuda: they compute what they should, and the host build
-finds the mistakes it is there to find. It needs g++, and neither a GPU nor a CUDA toolkit."""
+"""The kernels of csrc/cuda and of benchmarks/gpu/micro on the host build: they compute what they should, and the host
+build finds the mistakes it is there to find. It needs g++, and neither a GPU nor a CUDA toolkit."""
 
 import os
 import re
@@ -23,9 +23,10 @@ def missing() -> str:
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("exchange", "grid", "matrix")
+PROGRAMS = ("exchange", "grid", "layer", "matrix")
 MICRO = ROOT / "benchmarks/gpu/micro"
-FOLDERS = (ROOT / "csrc/cuda/host", ROOT / "csrc/cuda", MICRO)
+KERNELS = ROOT / "csrc/cuda"
+FOLDERS = (KERNELS / "host", KERNELS, MICRO)
 # Kernels read bits as another type, and compare signed with unsigned numbers, as CUDA's own headers do.
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
 FLAGS = ["-std=c++20", "-O1", "-pthread", "-fno-strict-aliasing", "-DFUSEDRNN_SM=90", *WARNINGS]
@@ -44,7 +45,7 @@ class Mistake:
     place: int = 0
 
     def make(self, folder: Path) -> None:
-        header = folder / self.header
+        header = next(folder.rglob(self.header))
         parts = header.read_text(encoding="utf-8").split(self.before)
         assert len(parts) > self.place + 1, f"{self.header} has no {self.before}"
         first, rest = self.before.join(parts[: self.place + 1]), self.before.join(parts[self.place + 1 :])
@@ -64,6 +65,17 @@ NO_LAST_SYNC = LAST_SYNC.replace("__syncthreads();", "")
 ROWS, SWAPPED_ROWS = (f"r = row + g + j {row} 2 * 8, c = k + 2 * t + j {column} 2 * 8" for row, column in ("%/", "/%"))
 STRIDES = "2 * tile, 2 * tile * (kDepth / 8)"
 
+LOOP_END = "arch::wait_for_copies_but<P::stages - 2>();\n      __syncthreads();"
+START_END = "arch::wait_for_copies_but<P::stages - 2>();\n    __syncthreads();"
+BIAS_BARRIER = "    __syncthreads();\n    for (int k = threadIdx.x; k < P::blocks"
+
+
+def in_both(name: str, before: str, after: str) -> tuple[str, list[Mistake]]:
+    """Made in the time loops forward and backward."""
+    ways = ("forward", "backward")
+    return "lstm", [Mistake(f"{name} {way}", f"lstm {way}", f"{way}.cuh", before, after, WRONG) for way in ways]
+
+
 # Those of one line are made in the same program, each in another kernel.
 MADE_TOGETHER = [
     ("exchange", [
@@ -76,6 +88,14 @@ MADE_TOGETHER = [
         Mistake("one parity", "exchange by 16", EXCHANGE, "step >> 1 & 1", "0", "more arrivals than"),
         Mistake("CTA ends early", "ring by the copy engine", EXCHANGE, LAST_BARRIER, "watch.stop(report);", ENDED, 1),
     ]),
+    in_both("no barrier", LOOP_END, LOOP_END.replace("__syncthreads();", "")),
+    in_both("no wait for inputs", LOOP_END, "__syncthreads();"),
+    in_both("no barrier at the start", START_END, START_END.replace("__syncthreads();", "")),
+    in_both("no wait for inputs at the start", START_END, "__syncthreads();"),
+    in_both("one buffer between steps", "% 2 * P::operand_buffer", "* 0"),
+    in_both("one buffer of results", "% 2 * P::out_buffer", "* 0"),
+    in_both("a stage too few", "% P::stages * P::ring_stage", "% (P::stages - 1) * P::ring_stage"),
+    ("lstm", [Mistake("biases summed early", "lstm backward", "backward.cuh", BIAS_BARRIER, BIAS_BARRIER[21:], WRONG)]),
     ("exchange", [Mistake("two inboxes", "exchange by 8", EXCHANGE, "kInboxes = 3", "kInboxes = 2", WRONG)]),
     ("exchange", [
         Mistake("armed for fewer", "exchange by 4", EXCHANGE, ARM_ALL, ARM_ALL.replace("n *", "(n - 1) *"), EARLY),
@@ -125,10 +145,14 @@ def programs(tmp_path_factory):
     def build_with(number: int, name: str, mistakes: list[Mistake]) -> None:
         folder = base / str(number)
         # All come along, since they include each other from their own folder first; but measure.cuh is precompiled.
-        shutil.copytree(MICRO, folder, ignore=shutil.ignore_patterns("measure.cuh"))
+        of_micro, of_kernels = folder / "micro", folder / "kernels/cuda"
+        shutil.copytree(MICRO, of_micro, ignore=shutil.ignore_patterns("measure.cuh"))
+        shutil.copytree(KERNELS, of_kernels, ignore=shutil.ignore_patterns("host", "arch*", "descriptor.cuh"))
+        for shared in ("shape.h", "cells.h"):
+            shutil.copy(ROOT / "csrc" / shared, of_kernels.parent)
         for mistake in mistakes:
             mistake.make(folder)
-        gxx("-I", folder, *include, sources / f"{name}.cpp", "-o", folder / "program")
+        gxx("-I", of_micro, "-I", of_kernels, *include, sources / f"{name}.cpp", "-o", folder / "program")
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         building = [pool.submit(build, name) for name in PROGRAMS]
@@ -159,6 +183,9 @@ def test_a_seed_is_a_schedule(programs):
 
 @pytest.mark.parametrize(("folder", "mistake"), MISTAKES, ids=[mistake.name for _, mistake in MISTAKES])
 def test_mistakes_are_found(programs, folder, mistake):
-    ran = run(programs / str(folder) / "program", 1, mistake.cases)
+    for seed in range(1, 13):  # a schedule that shows it
+        ran = run(programs / str(folder) / "program", seed, mistake.cases)
+        if ran.returncode == 1:
+            break
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert re.search(mistake.found, ran.stdout), ran.stdout

@@ -20,8 +20,8 @@ template <class Real>
 FUSEDRNN_INLINE void find_row(const Backward<Real>& f, int64_t t, int64_t b, bool begins, int64_t first_row,
                               BackwardRow<Real>& row) {
   const Shape& s = f.shape;
-  const int64_t H = s.H, number = row_number(s, t, b), before = s.reverse ? t + 1 : t - 1;
-  const bool starts = s.reverse ? before >= length_of(s, b) : before < 0;
+  const int64_t H = s.H, number = row_number(s, t, b), before = step_before(s, t);
+  const bool starts = is_first(s, t, b);
   row.dy = f.dy.base ? row_at(s, f.dy, t, b) : nullptr;
   row.y = row_at(s, f.y, t, b);
   const bool reset = is_reset(s, t, b);

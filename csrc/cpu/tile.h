@@ -159,8 +159,6 @@ FUSEDRNN_INLINE void dots(const Real* x, const Real* const (&rows)[N], int64_t K
   for (int a = 0; a < all; a += W) store(out + a, sums_of_lanes<Real>(acc + a));
 }
 
-FUSEDRNN_INLINE int64_t step_at(const Shape& s, int64_t position) { return s.reverse ? s.T - 1 - position : position; }
-
 template <class Real>
 void widen(const Real* from, int64_t count, Wide<Real>* to) {
   constexpr int64_t W = lanes_of<Real>;

@@ -43,18 +43,45 @@ FUSEDRNN_DEVICE uint4 load_tiles(uint32_t row) {
 
 FUSEDRNN_DEVICE uint32_t load_l2(const uint32_t* from) { return *from; }
 
+// Half of the copies happen at a random moment, the others not before they are waited for.
 FUSEDRNN_DEVICE void copy_16_async(uint32_t to, const void* from) {
   std::byte* const target = host::own_place(to, 16);
-  ++host::self->copies;
-  host::grid->later([target, from, thread = host::self] {
-    std::memcpy(target, from, 16);
-    if (--thread->copies == 0) host::grid->open(thread->copied);
-  });
+  auto& groups = host::self->copies;
+  if (groups.empty()) groups.push_back(std::make_shared<host::Copies>());
+  const auto group = groups.back();
+  if (host::grid->chance(2)) {
+    group->awaited.push_back([target, from] { std::memcpy(target, from, 16); });
+  } else {
+    ++group->under_way;
+    host::grid->later([target, from, group, thread = host::self] {
+      std::memcpy(target, from, 16);
+      if (--group->under_way == 0) host::grid->open(thread->copied);
+    });
+  }
   host::grid->pause();
 }
 
+FUSEDRNN_DEVICE void commit_copies() {
+  auto& groups = host::self->copies;
+  if (groups.empty()) groups.push_back(std::make_shared<host::Copies>());
+  groups.push_back(std::make_shared<host::Copies>());
+}
+
+// Of copies that follow the last group, none are waited for.
+template <int latest>
+void wait_for_copies_but() {
+  auto& groups = host::self->copies;
+  while (groups.size() > size_t(latest) + 1) {
+    const auto oldest = groups.front();
+    for (const auto& copy : std::exchange(oldest->awaited, {})) copy();
+    if (oldest->under_way) host::grid->wait_at(host::self->copied, "their copies");
+    if (!oldest->under_way) groups.pop_front();
+  }
+}
+
 FUSEDRNN_DEVICE void wait_for_copies() {
-  if (host::self->copies) host::grid->wait_at(host::self->copied, "their copies");
+  commit_copies();
+  wait_for_copies_but<0>();
 }
 
 // Between CTAs of a grid.
@@ -112,6 +139,12 @@ FUSEDRNN_DEVICE float reciprocal_approx(float x) { return 1 / x; }
 FUSEDRNN_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   host::mma<16>({d, a, b}, host::a_16_by_16, host::b_16_by_8, host::bf16_element);
 }
+
+FUSEDRNN_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  host::mma<16>({d, a, b}, host::a_16_by_16, host::b_16_by_8, host::f16_element);
+}
+
+FUSEDRNN_DEVICE float nearest_tf32(float x) { return host::nearest_tf32(x); }
 
 FUSEDRNN_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   host::mma<8>({d, a, b}, host::a_16_by_8_tf32, host::b_8_by_8_tf32, host::tf32_element);

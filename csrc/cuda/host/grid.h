@@ -54,7 +54,7 @@ class Grid {
 
  private:
   static constexpr unsigned kFruitless = 2000;  // polls of every thread, without a change, that count as a deadlock
-  static constexpr unsigned kSleepy = 256;      // one pause in so many is a long one
+  static constexpr unsigned kSleepy = 256;      // one pause, one waking up in so many takes long
 
   static void enter();
   void serve(Cta& cta);
@@ -211,7 +211,14 @@ inline void Grid::wait_at(Gate& gate, const char* what) {
 }
 
 inline void Grid::open(Gate& gate) {
-  for (Thread* thread : gate.waiting) thread->cta->ready.push_back(thread);
+  for (Thread* thread : gate.waiting) {
+    const auto wake = [thread] { thread->cta->ready.push_back(thread); };
+    if (chance(kSleepy)) {
+      later(wake);
+    } else {
+      wake();
+    }
+  }
   gate.waiting.clear();
   changed();
 }

@@ -6,6 +6,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <semaphore>
 #include <vector>
 
@@ -76,12 +77,18 @@ struct Warpgroup {
   Gate gate;
 };
 
+// A group of asynchronous copies of a thread.
+struct Copies {
+  unsigned under_way = 0;                      // that happen at some moment
+  std::vector<std::function<void()>> awaited;  // that happen when they are waited for
+};
+
 struct Thread {
   Cta* cta = nullptr;
   unsigned number = 0;  // in its CTA
   Fiber fiber;
-  const char* waits_for = "their turn";  // nothing once it has ended
-  unsigned copies = 0;                   // by cp.async, under way
+  const char* waits_for = "their turn";        // nothing once it has ended
+  std::deque<std::shared_ptr<Copies>> copies;  // by cp.async, in groups, the last of which is not committed yet
   Gate copied;
   std::vector<Sums> sums;
 

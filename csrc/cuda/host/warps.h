@@ -67,6 +67,18 @@ inline float float_of_bits(uint32_t bits) {
 inline float bf16_element(const uint32_t* registers, unsigned i) {
   return float_of_bits(i % 2 ? registers[i / 2] & 0xffff0000 : registers[i / 2] << 16);
 }
+inline float f16_element(const uint32_t* registers, unsigned i) {
+  const uint16_t bits = registers[i / 2] >> (i % 2 ? 16 : 0);
+  _Float16 value;
+  std::memcpy(&value, &bits, 2);
+  return value;
+}
+// To the nearest of 10 bits of mantissa, ties away from zero.
+inline float nearest_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return x - x == 0 ? float_of_bits((bits + 0x1000) & 0xffffe000) : x;
+}
 // The low 13 bits are not looked at.
 inline float tf32_element(const uint32_t* registers, unsigned i) { return float_of_bits(registers[i] & 0xffffe000); }
 

@@ -1,0 +1,15 @@
+// One layer, for mistakes made in what all have in common.
+#include "layer.h"
+
+namespace {
+
+using namespace layers;
+
+void all() {
+  layer<Lstm, LstmBack>("lstm", 40, 8, 32, kBf16, {});
+  for (int start = 0; start < 20; ++start) layer<Lstm, LstmBack>("lstm", 1, 8, 32, kBf16, {});
+}
+
+}  // namespace
+
+int main(int count, char** arguments) { return cases::main_of(count, arguments, all); }
