@@ -19,7 +19,6 @@ namespace fusedrnn::cuda {
 FUSEDRNN_FORWARD_16(__nv_bfloat16);
 FUSEDRNN_FORWARD_16(__half);
 FUSEDRNN_FORWARD(Cell::lstm, float, 64, 8);
-FUSEDRNN_FORWARD(Cell::lstm, float, 128, 8, 7);
 FUSEDRNN_FORWARD(Cell::gru, float, 64, 4);
 FUSEDRNN_FORWARD(Cell::gru, float, 128, 8, 10);
 FUSEDRNN_FORWARD(Cell::rnn_tanh, float, 64, 4);

@@ -10,7 +10,8 @@
 
 namespace fusedrnn::cuda {
 
-constexpr int kColumns = 8;  // batch rows of a CTA
+constexpr int kColumns = 8;             // batch rows of a CTA
+constexpr int most_shared = 227 << 10;  // bytes of shared memory that Hopper gives a CTA
 
 // RNN, GRU: a tile is a gate of 16 units, and units g and g + 8 are a thread's.
 template <Cell cell>
@@ -64,6 +65,7 @@ struct ForwardPlan {
   static constexpr int ring_at = 2 * operand_buffer, out_at = ring_at + stages * ring_stage;
   static constexpr int weights_at = out_at + 2 * out_buffer;
   static constexpr int shared = weights_at + warps * groups * Tiles::tiles * (depth - resident) * 32 * 16;
+  static_assert(shared <= most_shared);
 };
 
 // The same of backward. Rows are units, whose dh a thread has; the depth are the gates of all units.
@@ -92,6 +94,7 @@ struct BackwardPlan {
   static constexpr int ring_at = 2 * operand_buffer, out_at = ring_at + stages * ring_stage;
   static constexpr int weights_at = out_at + 2 * out_buffer;
   static constexpr int shared = weights_at + warps * groups * (depth - resident) * 32 * 16;
+  static_assert(shared <= most_shared);
   static_assert(stages * ring_stage >= 4 * blocks * hidden * 4);  // for sums of biases
 };
 
@@ -137,7 +140,7 @@ class Weights {
   }
 
   // The rows times the state at `h`. A few loads go out before the products that need them; products in a chain wait for
-  // each other, so that there are at least four chains.
+  // each other, so that there are at least three chains.
   FUSEDRNN_DEVICE void multiply(uint32_t h, float (&sums)[P::groups][T::tiles][4]) const {
     constexpr int products = P::groups * T::tiles, chains = products < 4 ? 4 / products : 1, at_once = 8;
     float parts[chains][P::groups][T::tiles][4] = {};
