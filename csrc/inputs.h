@@ -19,7 +19,6 @@ bool reads_unpacked(const Shape& s, int64_t R) {
 }
 
 // x and the weights, which fit.
-
 template <class Real>
 class Inputs {
  public:

@@ -27,8 +27,8 @@ GATES = {0: 1, 1: 1, 2: 3, 3: 4}  # by number of the cell
 
 
 @pytest.fixture(scope="module", params=["forward", "backward"])
-def compiled(request, tmp_path_factory) -> tuple[str, dict[str, tuple[int, int, int]], dict[str, str]]:
-    """The way; of each kernel: registers, bytes of stack, bytes spilled; machine code."""
+def compiled(request, tmp_path_factory) -> tuple[dict[str, tuple[int, int, int]], dict[str, str]]:
+    """Of each kernel: registers, bytes of stack, bytes spilled; machine code."""
     cubin = tmp_path_factory.mktemp("cuda") / f"{request.param}.cubin"
     command = ["nvcc", *FLAGS, "-Xptxas", "-v", "-cubin", KERNELS / f"{request.param}.cu", "-o", cubin]
     built = subprocess.run(command, capture_output=True, text=True, timeout=280)
@@ -40,11 +40,11 @@ def compiled(request, tmp_path_factory) -> tuple[str, dict[str, tuple[int, int, 
         part.split(None, 1) for part in tool("cuobjdump", "-sass", cubin.read_bytes()).split("Function : ")[1:]
     )
     assert used.keys() == functions.keys()
-    return request.param, used, functions
+    return used, functions
 
 
 def test_nothing_spills_and_all_fits(compiled):
-    _, used, _ = compiled
+    used, _ = compiled
     assert len(used) > 15
     for name, (registers, stack, spilled) in used.items():
         assert stack == spilled == 0, name
@@ -52,7 +52,7 @@ def test_nothing_spills_and_all_fits(compiled):
 
 
 def test_a_step_is_its_products_and_one_barrier(compiled):
-    way, _, functions = compiled
+    _, functions = compiled
     for name, text in functions.items():
         kernel = NAME.search(name)
         code = instructions(text)

@@ -121,11 +121,9 @@ void accumulate_unpacked(const Shape& s, int64_t panel, bool hidden, int64_t cou
     if (some == 0) return;
     with_vectors(some, [&](auto slots) {
       constexpr int N = decltype(slots)::count;
-      const Real* at[N];
-      for (int n = 0; n < N; ++n) at[n] = rows[n];
       for (int64_t r = 0; r < count; ++r) {
         Wide<Real> sums[vectors_per_panel * W];
-        dots<Units>(in[r], at, K, sums);
+        dots<N, Units>(in[r], rows, K, sums);
         for (int a = 0; a < N * Units; ++a) out[r][to[a / Units] + a % Units] += sums[a];
       }
     });

@@ -138,8 +138,8 @@ FUSEDRNN_INLINE Vector<Real> sums_of_lanes(Vector<Real>* sums) {
 }
 
 // out[n * Units + u] = sum over k of x[k] * rows[n][u * K + k], for N times Units rows.
-template <int Units, int N, class Real>
-FUSEDRNN_INLINE void dots(const Real* x, const Real* const (&rows)[N], int64_t K, Wide<Real>* out) {
+template <int N, int Units, class Real>
+FUSEDRNN_INLINE void dots(const Real* x, const Real* const* rows, int64_t K, Wide<Real>* out) {
   constexpr int W = lanes_of<Real>, all = (N * Units + W - 1) / W * W;
   Vector<Real> acc[all] = {};
   const auto add = [&](int64_t k, auto lanes) __attribute__((always_inline)) {
