@@ -15,8 +15,7 @@ from fusedrnn.backends.reference import ReferenceBackend
 from fusedrnn.backends.torch import TorchBackend
 from fusedrnn.backends.triton import TritonBackend
 
-_TORCH = TorchBackend()
-REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TritonBackend(), _TORCH, ReferenceBackend())}
+REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TritonBackend(), TorchBackend(), ReferenceBackend())}
 
 _environment = os.environ.get("FUSEDRNN_BACKEND", "")
 default = ""  # what the innermost use_backend names
@@ -71,8 +70,6 @@ def preference(problem: Problem) -> tuple[str, ...]:
     """Backends from the fastest to the slowest, as measured on this kind of device (benchmarks/NOTES.md)."""
     if problem.device == "cuda":
         return ("torch", "triton", "reference")
-    if _TORCH.faster_than_cpu_kernel(problem):
-        return ("torch", "cpu", "reference")
     return ("cpu", "torch", "reference")
 
 

@@ -43,16 +43,27 @@ class Plan(NamedTuple):
 
 
 class KeptHows(dict):
-    """Of dispatch.default, and x's dtype and shape: what is to be told, None where the kernels are not to run it."""
+    """Of dispatch.default, and x's dtype and shape: what is to be told, None where the kernels are not to run it.
 
-    def __init__(self, backend: str, options: Options) -> None:
-        self._backend, self._options = backend, options
+    alike gives the sizes that stand for all that are decided as those of x are. A call at a new length finds what
+    decides out of the processor's caches, and so asks no further than what was decided for another length.
+    """
 
-    def __missing__(self, of: tuple[str, torch.dtype, torch.Size]) -> Any:
+    def __init__(
+        self, backend: str, options: Options, alike: Callable[[torch.dtype, Sequence[int]], Sequence[int]]
+    ) -> None:
+        self._backend, self._options, self._alike = backend, options, alike
+
+    def __missing__(self, of: tuple[str, torch.dtype, Sequence[int]]) -> Any:
         if len(self) == 256:
             self.clear()
-        _, dtype, shape = of
-        self[of] = how = self._options(dispatch.requested(self._backend), dtype, shape)
+        default, dtype, sizes = of
+        alike = self._alike(dtype, sizes)
+        if alike == sizes:
+            how = self._options(dispatch.requested(self._backend), dtype, sizes)
+        else:
+            how = self[default, dtype, alike]
+        self[of] = how
         return how
 
 
@@ -149,6 +160,14 @@ class _Layer(NamedTuple):
         """3 of a batch, 2 without one."""
         return len(sizes) + (dtype == torch.int64) + self.step
 
+    def alike(self, dtype: torch.dtype, sizes: Sequence[int]) -> Sequence[int]:
+        """`sizes` with two steps where there are more: it is decided by whether there is one, not by how many."""
+        dims = self._dims(dtype, sizes)
+        time = 1 if self.batch_first and dims == 3 else 0
+        if self.step or dims not in (2, 3) or sizes[time] <= 2:
+            return sizes
+        return *sizes[:time], 2, *sizes[time + 1 :]
+
     def options(self, named: str, dtype: torch.dtype, sizes: Sequence[int]) -> int | None:
         """Those of the op without gradients; None where the kernels are not to run it."""
         T = self._steps_on_cpu(named, dtype, sizes, "none")
@@ -188,7 +207,7 @@ class _Layer(NamedTuple):
 def _plan(layer: _Layer, op: Callable, operands: Sequence[Any], backend: str) -> Plan:
     if dispatch.REGISTRY["cpu"].unavailable_reason() or layer.weights[0].device.type != "cpu":
         return Plan()
-    hows, with_gradients = KeptHows(backend, layer.options), KeptHows(backend, layer.with_gradients)
+    hows, with_gradients = (KeptHows(backend, how, layer.alike) for how in (layer.options, layer.with_gradients))
     return Plan(op(), operands, layer.cell == "lstm", layer.step, hows, with_gradients)
 
 

@@ -6,7 +6,7 @@ from shortcuts import CELLS, LAYERS, OPTIONS, flat, layer_and_input, long_way
 from torch import nn
 
 import fusedrnn
-from fusedrnn import _extension
+from fusedrnn import _extension, dispatch, shortcut
 from fusedrnn.backends import cpu
 from fusedrnn.dispatch import REGISTRY
 
@@ -240,6 +240,31 @@ def test_the_backend_asked_for_is_the_one_that_runs(name, taken, monkeypatch):
             module(*given)
         module(*given)
     assert ran == [1] and len(taken) == 2
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_new_length_is_decided_as_another_was(options, taken, monkeypatch):
+    module = fusedrnn.GRU(6, 5, **options)
+    x, time = torch.randn(9, 9, 6), 1 if options.get("batch_first") else 0
+    asked = []
+    select = dispatch.select
+    monkeypatch.setattr(dispatch, "select", lambda *problem: asked.append(problem) or select(*problem))
+    for grad in (False, True)[: 1 if "num_layers" in options else 2]:  # several layers have no short way with gradients
+        with torch.set_grad_enabled(grad):
+            module(x.narrow(time, 0, 4))
+            before = len(asked)
+            for T in (2, 3, 9):
+                module(x.narrow(time, 0, T))
+            assert 0 < before == len(asked)
+
+
+def test_one_step_is_decided_apart():
+    """One step is multiplied with x and h in one, more have x multiplied before."""
+    layer = shortcut.layers("gru", list(fusedrnn.GRU(6, 5).parameters()), 6, 5, bidirectional=False, bias=True,
+                            batch_first=False, schedule="auto", memory="full", backend="auto")  # fmt: skip
+    how = {T: layer.hows["", torch.float32, torch.Size((T, 3, 6))] for T in (5, 1, 2)}
+    assert how == {T: cpu.options("gru", "auto", T, True, False) for T in (5, 1, 2)}
+    assert how[1] != how[2]
 
 
 @pytest.mark.parametrize("name", ["LSTM", "LSTMCell"])

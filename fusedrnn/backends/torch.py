@@ -44,10 +44,6 @@ class TorchBackend(Backend):
         """Both libraries multiply x by W_ih for all steps at once."""
         return "hoisted"
 
-    def faster_than_cpu_kernel(self, problem: Problem) -> bool:
-        """The measured rule by which `auto` prefers this backend to the compiled kernels on the CPU."""
-        return False
-
     def forward(self, call: Call) -> Outputs:
         return _library(call).forward(call)
 
