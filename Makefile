@@ -39,8 +39,9 @@ gpu: ## measure the GPU, with a python3 that has torch; RESULTS=folder, MINUTES=
 	$$python -m benchmarks.gpu $(if $(RESULTS),--results '$(RESULTS)') $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(DRY),--dry)
 
-aot: build ## compile every Triton kernel for sm_80, sm_90 and sm_100: registers, spills, shared memory
+aot: build ## compile every Triton kernel for sm_80, sm_90, sm_100, and the CUDA kernels for all but sm_90: spills
 	$(BIN)/python -m benchmarks.aot
+	$(BIN)/python -m benchmarks.cubins
 
 build: $(READY) ## set up, and compile what has changed in csrc
 	@$(BIN)/python setup.py -q build_ext --inplace

@@ -1,15 +1,20 @@
-"""Builds the compiled kernels into one shared library, fusedrnn/_cpu.so. All else is in pyproject.toml.
+"""Builds the compiled kernels into shared libraries, fusedrnn/_cpu.so and fusedrnn/_cuda.so. All else is in
+pyproject.toml.
 
-The library is no Python module: it registers its ops through torch's stable ABI, so it links to no Python, and one
-build serves every Python and every torch from 2.10 on.
+They are no Python modules. That of the CPU registers its ops through torch's stable ABI, so it links to no Python, and
+one build serves every Python and every torch from 2.10 on; that of the GPU is plain C functions and links to neither.
 
-FUSEDRNN_BUILD  auto (default): build, or go without where there is no compiler; cpu: build or fail; none: Python only
+FUSEDRNN_BUILD  auto (default): what the compilers that are there can build, CUDA only for a torch that has it;
+                cpu: that or fail; cuda: both or fail; none: Python only
 CXX, CXXFLAGS, MAX_JOBS  as everywhere: the compiler (g++), flags added at the end, jobs at a time
+NVCC                     nvcc, where it is not on the PATH
+TORCH_CUDA_ARCH_LIST     as torch's own extensions read it, e.g. "9.0a;10.0+PTX": the GPUs to compile for
 """
 
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,11 +26,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+CUDA = "fusedrnn._cuda"
 SOURCES = ["csrc/bindings.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
-HEADERS = sorted(map(str, Path("csrc").rglob("*.h")))
+CUDA_SOURCES = sorted(map(str, Path("csrc/cuda").glob("*.cu")))
+HEADERS = sorted(str(path) for kind in ("*.h", "*.cuh") for path in Path("csrc").rglob(kind))
 
 CXX = os.environ.get("CXX") or "g++"
 HAS_COMPILER = shutil.which(shlex.split(CXX)[0]) is not None
+NVCC = os.environ.get("NVCC") or "nvcc"
+HAS_NVCC = shutil.which(NVCC) is not None
 # No -march: an instruction set is a source file of its own, compiled with its flags and chosen at run time. On a
 # processor that does not know the flags these files compile to stubs.
 CXXFLAGS = (
@@ -41,6 +50,12 @@ ISA_FLAGS["_amx"] = ISA_FLAGS["_avx512"] + " -mavx512bf16 -mamx-tile -mamx-bf16"
 # in libc10 too, without a version, and would be taken from there.
 LDFLAGS = "-shared -Wl,--as-needed -Wl,--no-undefined -lstdc++ -ltorch -ltorch_cpu -lc10"
 
+NVCCFLAGS = (
+    "-O3 -std=c++20 --expt-relaxed-constexpr -I csrc/cuda -Xfatbin -compress-all "
+    "-Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"
+)
+GPUS = "8.0;8.6;8.9;9.0a;10.0+PTX"
+
 
 def isa_flags(source: str) -> str:
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -48,27 +63,57 @@ def isa_flags(source: str) -> str:
     return next((flags for suffix, flags in ISA_FLAGS.items() if Path(source).stem.endswith(suffix)), "")
 
 
-def ninja_file(folder: Path) -> str:
+def torch_folder(name: str) -> str:
     torch = importlib.util.find_spec("torch")
-    if torch is None:
+    if torch is None or torch.origin is None:
         raise CompileError("torch is not installed here: install it first, then build with --no-build-isolation")
-    include, lib = (
-        shlex.quote(str(Path(torch.origin).with_name(name))).replace("$", "$$") for name in ("include", "lib")
-    )
+    return shlex.quote(str(Path(torch.origin).with_name(name))).replace("$", "$$")
+
+
+def gpu_flags(gpus: str) -> str:
+    """nvcc's, for a list as TORCH_CUDA_ARCH_LIST has it: machine code for each, and PTX where it says so."""
+    flags = []
+    for gpu in gpus.replace(";", " ").split():
+        version, _, ptx = gpu.partition("+")
+        number = version.replace(".", "")
+        if not re.fullmatch(r"\d+\.\d[af]?", version) or ptx not in ("", "PTX"):
+            raise CompileError(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 9.0a or 10.0+PTX, got {gpu!r}")
+        flags.append(f"-gencode arch=compute_{number},code=sm_{number}")
+        if ptx:
+            flags.append(f"-gencode arch=compute_{number},code=compute_{number}")
+    return " ".join(flags)
+
+
+def cpu_rules() -> list[str]:
+    return [
+        "rule compile",
+        f"  command = {CXX} -MD -MF $out.d {CXXFLAGS} $isa -isystem {torch_folder('include')} "
+        f"{os.environ.get('CXXFLAGS', '')} -c $in -o $out",
+        "rule link",
+        f"  command = {CXX} $in -L{torch_folder('lib')} {LDFLAGS} -o $out",
+    ]
+
+
+def cuda_rules() -> list[str]:
+    flags = f"{NVCCFLAGS} {gpu_flags(os.environ.get('TORCH_CUDA_ARCH_LIST') or GPUS)}"
+    return [
+        "rule compile",
+        f"  command = {NVCC} -MD -MF $out.d {flags} -c $in -o $out",
+        "rule link",
+        f"  command = {NVCC} -shared $in -o $out",
+    ]
+
+
+def ninja_file(folder: Path, sources: list[str], rules: list[str]) -> str:
+    """Two rules of three lines each, of which the last are the same for all."""
+    compiling, linking = rules[:2], rules[2:]
     lines = [
         f"builddir = {folder}",
-        "rule compile",
-        f"  command = {CXX} -MD -MF $out.d {CXXFLAGS} $isa -isystem {include} {os.environ.get('CXXFLAGS', '')} "
-        "-c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compile $in",
-        "rule link",
-        f"  command = {CXX} $in -L{lib} {LDFLAGS} -o $out",
-        "  description = link $out",
+        *(*compiling, "  depfile = $out.d", "  deps = gcc", "  description = compile $in"),
+        *(*linking, "  description = link $out"),
     ]
-    objects = [str(folder / Path(source).with_suffix(".o").name) for source in SOURCES]
-    for source, obj in zip(SOURCES, objects, strict=True):
+    objects = [str(folder / Path(source).with_suffix(".o").name) for source in sources]
+    for source, obj in zip(sources, objects, strict=True):
         lines += [f"build {obj}: compile {source}", f"  isa = {isa_flags(source)}"]
     return "\n".join([*lines, f"build {folder / 'library.so'}: link {' '.join(objects)}", ""])
 
@@ -79,12 +124,16 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if not HAS_COMPILER:
             raise CompileError(f"{CXX} is not there: install a C++20 compiler, or name one with CXX")
+        of_gpu = ext.name == CUDA
+        if of_gpu and not HAS_NVCC:
+            raise CompileError(f"{NVCC} is not there: install the CUDA toolkit, or put its bin folder on the PATH")
         folder = Path("build", ext.name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(folder))
+        rules = cuda_rules() if of_gpu else cpu_rules()
+        (folder / "build.ninja").write_text(ninja_file(folder, ext.sources, rules))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([sys.executable, "-m", "ninja", "-f", folder / "build.ninja", *jobs]).returncode:
-            raise CompileError("the C++ build failed, see above")
+            raise CompileError(f"the build of {ext.name} failed, see above")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(folder / "library.so"), str(target))
@@ -102,15 +151,24 @@ class StableWheel(bdist_wheel):
 
 def extensions() -> list[Extension]:
     mode = os.environ.get("FUSEDRNN_BUILD") or "auto"
-    if mode == "cuda":
-        raise SystemExit("FUSEDRNN_BUILD=cuda: the CUDA library is not there yet")
-    if mode not in ("auto", "cpu", "none"):
+    if mode not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"FUSEDRNN_BUILD: expected one of auto, cpu, cuda, none, got {mode!r}")
     if mode == "auto" and not HAS_COMPILER:
         print(f"fusedrnn: {CXX} is not there, going on without the compiled kernels (FUSEDRNN_BUILD=cpu insists)")
     elif mode != "none":
-        return [Extension("fusedrnn._cpu", SOURCES, depends=HEADERS)]
+        wanted = [Extension("fusedrnn._cpu", SOURCES, depends=HEADERS)]
+        if mode == "cuda" or (mode == "auto" and HAS_NVCC and torch_has_cuda()):
+            wanted.append(Extension(CUDA, CUDA_SOURCES, depends=HEADERS))
+        return wanted
     return []
+
+
+def torch_has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.version.cuda is not None
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild, "bdist_wheel": StableWheel})

@@ -6,16 +6,42 @@ Adding a backend is one file under `backends/` and one line in `REGISTRY`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
 
 from fusedrnn.backends.base import Backend, BackendError, Problem
 from fusedrnn.backends.cpu import CpuBackend
+from fusedrnn.backends.cuda import CudaBackend
 from fusedrnn.backends.reference import ReferenceBackend
 from fusedrnn.backends.torch import TorchBackend
 from fusedrnn.backends.triton import TritonBackend
 
-REGISTRY: dict[str, Backend] = {b.name: b for b in (CpuBackend(), TritonBackend(), TorchBackend(), ReferenceBackend())}
+_BACKENDS = (CpuBackend(), CudaBackend(), TritonBackend(), TorchBackend(), ReferenceBackend())
+REGISTRY: dict[str, Backend] = {backend.name: backend for backend in _BACKENDS}
+
+
+class Fastest(NamedTuple):
+    """Where on a GPU a backend was measured to be the fastest."""
+
+    backend: str
+    cells: frozenset[str]
+    dtypes: frozenset[torch.dtype]
+    H: range
+    B: range
+
+    def covers(self, problem: Problem) -> bool:
+        known = problem.cell in self.cells and problem.dtype in self.dtypes
+        return known and problem.H in self.H and problem.B in self.B
+
+
+# By compute capability, the first that covers a problem counts. It is filled from what `make gpu` leaves in
+# benchmarks/results, named beside each line; no GPU has been measured. What none covers goes to torch's library, cuDNN,
+# and what that lacks to the kernels in the order in which they are expected to be fast.
+FASTEST_ON_GPU: dict[tuple[int, int], tuple[Fastest, ...]] = {}
 
 _environment = os.environ.get("FUSEDRNN_BACKEND", "")
 default = ""  # what the innermost use_backend names
@@ -68,9 +94,16 @@ def requested(backend: str) -> str:
 
 def preference(problem: Problem) -> tuple[str, ...]:
     """Backends from the fastest to the slowest, as measured on this kind of device (benchmarks/NOTES.md)."""
-    if problem.device == "cuda":
-        return ("torch", "triton", "reference")
-    return ("cpu", "torch", "reference")
+    if problem.device != "cuda":
+        return ("cpu", "torch", "reference")
+    measured = FASTEST_ON_GPU.get(_capability(), ())
+    first = [fastest.backend for fastest in measured if fastest.covers(problem)][:1]
+    return tuple(dict.fromkeys((*first, "torch", "cuda", "triton", "reference")))
+
+
+@functools.cache
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 
 
 def explain(problem: Problem, backend: str = "auto") -> str:

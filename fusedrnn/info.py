@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import fusedrnn
-from fusedrnn import _extension
+from fusedrnn import _cuda_library, _extension
 from fusedrnn.backends import cpu
 from fusedrnn.backends.base import FEATURES, Backend
 from fusedrnn.cells import CELLS
@@ -61,6 +61,7 @@ def report() -> str:
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "CPU library": f"{_extension.path()}, loaded" if _extension.is_loaded() else _extension.reason(),
         "instructions": _instruction_sets(),
+        "CUDA library": _cuda_library.reason() or f"{_cuda_library.path()}, loaded",
         "environment": ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("FUSEDRNN_")) or "-",
     }
     lines = [f"{name:<12} {value}" for name, value in facts.items()]

@@ -10,8 +10,8 @@ import itertools
 
 import pytest
 import torch
-from problems import Sample, assert_close_to_float64, assert_equal, backward, cases, forward, inputs_of, run
-from torch.nn.utils.rnn import pack_sequence
+import whole
+from problems import Sample, assert_close_to_float64, assert_equal, cases, run
 
 import fusedrnn
 from fusedrnn.backends import launches
@@ -133,71 +133,29 @@ def test_forward_of_one_backend_with_backward_of_another(kind, sample):
 
 
 @pytest.mark.parametrize(("kind", "sample"), each(ONE_OF_EACH_KIND), indirect=["kind"])
-def test_results_repeat_and_saving_changes_no_output(kind, sample, name="triton"):
-    assert_equal(run(sample, name, torch.float32), run(sample, name, torch.float32))
-    without, kept = (forward(sample.keeping(save).call(torch.float32), name)[:3] for save in ("none", "full"))
-    assert all(map(torch.equal, without, kept))
+def test_results_repeat_and_saving_changes_no_output(kind, sample):
+    whole.repeats_and_saving_changes_no_output(sample, "triton", torch.float32)
 
 
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
 def test_absent_and_expanded_cotangents_and_single_gradients(sample, name):
-    call = sample.call(torch.float32)
-    outputs = forward(call, name)
-    absent, zeros = call.h0.new_empty(0), [torch.zeros_like(out) for out in outputs[:3]]
-    for k in range(CELLS[call.cell].states + 1):
-        one = torch.ones(()).expand(outputs[k].shape)
-        sparse, dense = [absent] * 3, list(zeros)
-        sparse[k], dense[k] = one, one.clone()
-        found, want = (backward(call, name, given, outputs) for given in (sparse, dense))
-        assert all(map(torch.equal, found, want))
-    for k, tensor in enumerate(inputs_of(call)):
-        if tensor is not None and tensor.is_floating_point():
-            grads = backward(call, name, dense, outputs, 1 << k)
-            assert torch.equal(grads[k], want[k])
-            assert all(grad.shape == (0,) for j, grad in enumerate(grads) if j != k)
+    whole.takes_any_cotangents_and_gives_single_gradients(sample, name, torch.float32)
 
 
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
 def test_inputs_are_not_written_and_outputs_share_no_memory(sample, name):
-    call = sample.call(torch.float32)
-    outputs = forward(call, name)
-    inputs = [t for t in (*inputs_of(call), *outputs) if t is not None]
-    before = [t.clone() for t in inputs]
-    grads = backward(call, name, sample.cotangents(outputs[:3]), outputs)
-    assert all(map(torch.equal, inputs, before))
-    storages = [t.untyped_storage().data_ptr() for t in (*inputs, *grads) if t.numel()]
-    assert len(storages) == len(set(storages))
+    whole.writes_no_input_and_shares_no_memory(sample, name, torch.float32)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_modules_train_on_it(name, packed):
-    torch.manual_seed(0)
-    ours = getattr(fusedrnn, name)(5, 7, num_layers=2, bidirectional=True, backend="triton")
-    stock = ours.to_torch()
-    x = torch.randn(4, 3, 5)
-    given = pack_sequence([x[:4, 0], x[:2, 1], x[:1, 2]]) if packed else x
-    found, want = [], []
-    for module, into in ((ours, found), (stock, want)):
-        y, state = module(given)
-        y = y.data if packed else y
-        loss = y.square().sum() + sum(s.sum() for s in (state if isinstance(state, tuple) else (state,)))
-        into += [y, *torch.autograd.grad(loss, list(module.parameters()))]
-    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    whole.trains(getattr(fusedrnn, name)(5, 7, num_layers=2, bidirectional=True, backend="triton"), packed, 2e-6)
 
 
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_a_gradient_for_each_sample(name):
-    ours = getattr(fusedrnn, name)(5, 7, backend="triton")
-    parameters, x = dict(ours.named_parameters()), torch.randn(3, 4, 2, 5)
-
-    def loss(module):
-        return lambda weights, x: torch.func.functional_call(module, weights, (x,))[0].square().sum()
-
-    found = torch.func.vmap(torch.func.grad(loss(ours)), in_dims=(None, 0))(parameters, x)
-    want = [torch.autograd.grad(loss(ours.to_torch())(parameters, one), list(parameters.values())) for one in x]
-    for k, name in enumerate(parameters):
-        torch.testing.assert_close(found[name], torch.stack([grads[k] for grads in want]), rtol=1e-4, atol=1e-5)
+    whole.gives_a_gradient_for_each_sample(getattr(fusedrnn, name)(5, 7, backend="triton"), 2e-6)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # of the branch that an infinite argument does not take

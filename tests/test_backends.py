@@ -1,5 +1,6 @@
 """Every backend against the reference in float64, and against itself: bits, threads, schedules, memory."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def test_a_named_backend_is_taken_or_refused_with_every_reason():
     assert str(error.value).startswith("backend 'torch' cannot run lstm float16 T=3 B=2 I=4 H=5 on cpu. ")
     for name in REGISTRY:
         assert f"{name}: " in str(error.value)
-    with pytest.raises(ValueError, match="expected one of auto, cpu, triton, torch, reference, got 'cudnn'"):
+    with pytest.raises(ValueError, match="expected one of auto, cpu, cuda, triton, torch, reference, got 'cudnn'"):
         select(half, "cudnn")
     with pytest.raises(BackendError, match=r"no backend can run lstm bfloat16 .* on tpu"):
         select(Problem("lstm", "tpu", torch.bfloat16, T=3, B=2, I=4, H=5))
@@ -246,6 +247,21 @@ def test_explain_names_the_backend_the_schedule_and_the_reasons():
     text = explain(Problem("gru", "cpu", torch.float32, T=3, B=2, I=4, H=5), "reference")
     assert text.startswith("gru float32 T=3 B=2 I=4 H=5 on cpu: reference, schedule hoisted")
     assert "torch: on the CPU oneDNN runs lstm only" in text
+
+
+def test_what_was_measured_on_a_gpu_comes_first(monkeypatch):
+    problem = Problem("lstm", "cuda", torch.bfloat16, T=3, B=16, I=4, H=64)
+    usual = ("torch", "cuda", "triton", "reference")
+    assert dispatch.preference(problem) == usual
+    covers = frozenset(("lstm",)), frozenset((torch.bfloat16,)), range(129), range(65)
+    found = dispatch.Fastest("triton", *covers), dispatch.Fastest("cuda", *covers)
+    monkeypatch.setattr(dispatch, "_capability", lambda: (9, 0))
+    monkeypatch.setitem(dispatch.FASTEST_ON_GPU, (8, 0), found[1:])
+    assert dispatch.preference(problem) == usual
+    monkeypatch.setitem(dispatch.FASTEST_ON_GPU, (9, 0), found)
+    assert dispatch.preference(problem) == ("triton", "torch", "cuda", "reference")
+    for other in (dict(cell="gru"), dict(dtype=torch.float16), dict(H=129), dict(B=65)):
+        assert dispatch.preference(dataclasses.replace(problem, **other)) == usual
 
 
 def test_out_of_range_values_are_refused_before_a_kernel_sees_them():

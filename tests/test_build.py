@@ -20,7 +20,8 @@ def setup_py(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     ("environment", "said"),
     [
         ({"FUSEDRNN_BUILD": "gpu"}, "FUSEDRNN_BUILD: expected one of auto, cpu, cuda, none, got 'gpu'"),
-        ({"FUSEDRNN_BUILD": "cuda"}, "FUSEDRNN_BUILD=cuda: the CUDA library is not there yet"),
+        ({"FUSEDRNN_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "hopper"}, "error: TORCH_CUDA_ARCH_LIST: expected numbers"),
+        ({"FUSEDRNN_BUILD": "cuda", "NVCC": "no-such-nvcc"}, "error: no-such-nvcc is not there"),
         ({"FUSEDRNN_BUILD": "cpu", "CXX": "no-such-compiler"}, "error: no-such-compiler is not there"),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",

@@ -292,7 +292,7 @@ FUNCTIONAL_CALLS = {
     "schedule: expected one of auto, concat, hoisted, got 'fast'": lambda: functional.gru(
         X, None, weights(), schedule="fast"
     ),
-    "backend: expected one of auto, cpu, triton, torch, reference, got 'fast'": lambda: functional.gru(
+    "backend: expected one of auto, cpu, cuda, triton, torch, reference, got 'fast'": lambda: functional.gru(
         X, None, weights(), backend="fast"
     ),
     "lengths: expected torch.int64 [2] on cpu, got torch.int64 [3] on cpu": lambda: functional.gru(

@@ -31,7 +31,7 @@ LAYERS = [
     {"dispatch"},
     {"backends"},
     {"backends.base"},
-    {"kernels", "_extension", "reference", "gradients", "checks"},
+    {"kernels", "_extension", "_cuda_library", "reference", "gradients", "checks"},
     {"call", "states"},
     {"cells"},
 ]

@@ -1,6 +1,7 @@
 """Measure the GPU that is here, what torch.nn makes of it, and what fusedrnn does: `make gpu`.
 
-Needs python3 with torch, and nvcc or the program of `micro/` brought along; installs nothing and reads no corpus.
+Needs python3 with torch, and nvcc or the program of `micro/` and fusedrnn/_cuda.so brought along; installs nothing and
+reads no corpus.
 Stages run in the order of their importance, each in a process of its own, and keep what they measured as they go. Run
 again, it goes on with what is missing. The tables come last.
 """
@@ -41,7 +42,9 @@ def shares() -> list[Share]:
     return [
         Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 1),
         Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.65),
+        Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 100, 0.5),
         Share("tests", "the tests marked gpu", 90, 0.6),
+        Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.3),
         Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 1),
     ]
 
@@ -95,13 +98,18 @@ def _stage(share: Share, place: stages.Place, end: float) -> int:
 
 def show_tables(place: stages.Place) -> None:
     physics, cudnn, fusedrnn = place.physics(), place.rows("cudnn"), place.rows("fusedrnn")
-    kept = place.file("tests")
-    tests = json.loads(kept.read_text())["tests"] if kept.exists() else []
+    tests = _kept(place.file("tests"), "tests")
     path = place.file("table").with_suffix(".md")
     place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, table.full(physics, cudnn, fusedrnn).encode())
     print(table.short(physics, cudnn, fusedrnn, tests))
+    for checked in _kept(place.file("sanitizer"), "runs"):
+        print(f"compute-sanitizer {checked['tool']}: {checked['outcome']} {checked['said']}".rstrip())
     print(f"\nkept in {place.folder}; every problem, with its floor, in {path}")
+
+
+def _kept(path: Path, name: str) -> list[dict]:
+    return json.loads(path.read_text())[name] if path.exists() else []
 
 
 def main() -> int:

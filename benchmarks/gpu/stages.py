@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import layers, micro, plan
+from benchmarks.gpu import layers, library, micro, plan, sanitizer
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
 from fusedrnn.bench import grid
 from fusedrnn.bench.pairs import Spread, seconds
@@ -219,7 +219,32 @@ def _outcomes(report: Path) -> Iterator[dict]:
                "seconds": float(case.get("time") or 0), "said": said}  # fmt: skip
 
 
-STAGES = {"micro": measure_micro, "cudnn": measure_cudnn, "tests": run_tests, "fusedrnn": measure_fusedrnn}
+# The CUDA kernels.
+
+
+def build_library(place: Place, deadline: float) -> int:
+    """0 where they run here, now or before."""
+    left = max(10, deadline - time.monotonic())
+    print(f"CUDA kernels: {(wrong := library.build(left)) or 'they run here'}")
+    return 1 if wrong else 0
+
+
+def run_sanitizer(place: Place, deadline: float) -> int:
+    """Memory and races, on small layers; what they say is kept."""
+    runs = [sanitizer.run(tool, max(10, (deadline - time.monotonic()) / (2 - k)))
+            for k, tool in enumerate(sanitizer.TOOLS)]  # fmt: skip
+    save(place.file("sanitizer"), {"runs": runs})
+    return 1 if any(run["outcome"] == "failed" for run in runs) else 0
+
+
+STAGES = {
+    "micro": measure_micro,
+    "cudnn": measure_cudnn,
+    "library": build_library,
+    "tests": run_tests,
+    "sanitizer": run_sanitizer,
+    "fusedrnn": measure_fusedrnn,
+}
 
 
 def main() -> int:

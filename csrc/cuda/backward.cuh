@@ -23,7 +23,7 @@ struct Backward {
   Rows<const Element> y;       // [row][D*H]
   const Element* h0;           // [D, B, H]
   const float* c0;             // LSTM: [D, B, H]
-  const void* zeros;           // H of float: the state after a reset
+  const float* zeros;          // [H]: the state after a reset
   const Element* saved;        // [D, R, 4, H]
   const float* cells;          // LSTM: [D, R, H]
   Element* dgates;             // [D, R, blocks*H]: of the GRU r z n and n r, which W_hn sees
@@ -32,37 +32,39 @@ struct Backward {
   float* db;                   // [CTA, blocks*H]: sums of dgates over the CTA's rows
 };
 
-template <class P>
-class BackwardLoop : Loop<P> {
-  using Base = Loop<P>;
-  using Base::direction_, Base::H_, Base::own_length_, Base::own_row_, Base::s_, Base::shared_, Base::weights_;
+template <class P, bool plain>
+class BackwardLoop : Loop<P, plain> {
+  using Base = Loop<P, plain>;
+  using Base::direction_, Base::H_, Base::own_length_, Base::own_row_, Base::s_, Base::shared_, Base::T_,
+      Base::weights_;
   using typename Base::Element, typename Base::T, typename Base::Value;
+  // Of the copies that have begun, those of so many steps need not be there at the end of a step.
+  static constexpr int under_way = P::stages - 2;
 
  public:
-  FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared) : Base(f.shape, shared), f_(f) {
+  FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared) : Base(f.shape, true, shared), f_(f) {
     const Element* const w = f.w_hh + direction_ * P::gates * H_ * H_;
     weights_.load(shared, [&](int unit, int, int, int k) {
       const int gate = k / P::hidden, of = k % P::hidden;
-      const int64_t row = static_cast<int64_t>(gate) * H_ + of;
-      return unit < H_ && of < H_ ? w[row * H_ + unit] : Operand<Element>::narrow(0);
+      return unit < H_ && of < H_ ? word_of(w + (gate * H_ + of) * H_ + unit, H_) : 0;
     });
   }
 
-  // Steps are counted in the order of processing: the last position is step 0.
+  // Steps are counted in the order of processing: the last one that forward processed is step 0.
   FUSEDRNN_DEVICE void run() {
     start();
     float sums[P::groups][T::tiles][4];
-    for (int64_t step = 0; step < s_.T; ++step) {
-      weights_.multiply(arch::shared_address(shared_ + operand_of(step)), sums);
+    for (int step = 0; step < T_; ++step) {
+      weights_.multiply(arch::shared_address(shared_ + this->operand_of(step)), sums);
       begin_input(step + P::stages - 1);
       if (step > 0) store_results(step - 1);
       store_before(step);
       finish(step, sums);
-      arch::wait_for_copies_but<P::stages - 2>();
+      arch::wait_for_copies_but<under_way>();
       __syncthreads();
     }
-    if (s_.T > 0) store_results(s_.T - 1);
-    weights_.multiply(arch::shared_address(shared_ + operand_of(s_.T)), sums);
+    if (T_ > 0) store_results(T_ - 1);
+    weights_.multiply(arch::shared_address(shared_ + this->operand_of(T_)), sums);
     this->each([&](const Place& p) {
       const State& state = state_[p.group][p.of][p.side];
       f_.dh0[this->state_at(p)] = Operand<Element>::narrow(T::sum(sums[p.group], 0, p.of, p.side) + state.dh);
@@ -76,42 +78,47 @@ class BackwardLoop : Loop<P> {
     float dh, dc;  // what reaches h past the products; what reaches c
   };
 
-  // Where in shared memory a step finds dgates of the step before it and its input, and leaves its results.
-  FUSEDRNN_DEVICE static int operand_of(int64_t step) { return step % 2 * P::operand_buffer; }
-  FUSEDRNN_DEVICE static int input_of(int64_t step) { return P::ring_at + step % P::stages * P::ring_stage; }
-  FUSEDRNN_DEVICE static int results_of(int64_t step) { return P::out_at + step % 2 * P::out_buffer; }
-
-  FUSEDRNN_DEVICE int64_t t_of(int64_t step) const { return step_at(s_, s_.T - 1 - step); }
-
   FUSEDRNN_DEVICE void start() {
+    const int64_t R = f_.R;
+    dy_ = this->walk(this->part(f_.dy, H_)), y_ = this->walk(this->part(f_.y, H_));
+    saved_ = this->walk(this->dense(f_.saved, R, 4 * H_)), cells_ = this->walk(this->dense(f_.cells, R, H_));
+    dgates_ = this->walk(this->dense(f_.dgates, R, P::blocks * H_)),
+    before_ = this->walk(this->dense(f_.before, R, H_));
     for (int step = 0; step < P::stages - 1; ++step) begin_input(step);
     for (int k = threadIdx.x * 16; k < 2 * P::operand_buffer; k += P::threads * 16)
       *reinterpret_cast<uint4*>(shared_ + k) = {0, 0, 0, 0};
+    this->each_place([&](const Place& p) { length_[p.side] = this->length(p.b); });
     this->each([&](const Place& p) {
       State& state = state_[p.group][p.of][p.side];
       if (f_.dh_n) state.dh = static_cast<float>(f_.dh_n[this->state_at(p)]);
       if (P::cell == Cell::lstm && f_.dc_n) state.dc = static_cast<float>(f_.dc_n[this->state_at(p)]);
     });
-    arch::wait_for_copies_but<P::stages - 2>();
+    arch::wait_for_copies_but<under_way>();
     __syncthreads();
   }
 
-  FUSEDRNN_DEVICE void finish(int64_t step, const float (&sums)[P::groups][T::tiles][4]) {
-    const int64_t t = t_of(step);
-    this->each([&](const Place& p) {
+  // What does not count, beyond H, B or a row's length, is computed all the same, from whatever there is, and then dropped.
+  FUSEDRNN_DEVICE void finish(int step, const float (&sums)[P::groups][T::tiles][4]) {
+    const int t = this->t_of(step);
+    this->each_place([&](const Place& p) {
       State& state = state_[p.group][p.of][p.side];
-      const unsigned char* const input = shared_ + input_of(step) + p.column * P::ring_row;
+      const unsigned char* const input = shared_ + this->input_of(step) + p.column * P::ring_row;
+      const bool counts = t < length_[p.side] && p.unit < H_, ends = s_.resets && counts && is_reset(s_, t, p.b);
       state.dh += T::sum(sums[p.group], 0, p.of, p.side);
-      float d[P::blocks] = {};
-      const bool active = t < length_of(s_, p.b), ends = active && is_reset(s_, t, p.b);
-      if (active) gates(input, p.unit, state, d);
+      State next = state;
+      float d[P::blocks];
+      gates(input, p.unit, next, d);
+#pragma unroll
+      for (int k = 0; k < P::blocks; ++k) d[k] = counts ? d[k] : 0;
+      state = {counts ? next.dh : state.dh, counts ? next.dc : state.dc};
       if (ends) state = {};
-      auto* const result = reinterpret_cast<Element*>(shared_ + results_of(step) + p.column * P::out_row) + p.unit;
+      auto* const result =
+          reinterpret_cast<Element*>(shared_ + this->results_of(step) + p.column * P::out_row) + p.unit;
       auto* const operand =
-          reinterpret_cast<Element*>(shared_ + operand_of(step + 1) + p.column * P::operand_row) + p.unit;
+          reinterpret_cast<Element*>(shared_ + this->operand_of(step + 1) + p.column * P::operand_row) + p.unit;
 #pragma unroll
       for (int k = 0; k < P::blocks; ++k) {
-        result[k * H_] = Operand<Element>::narrow(d[k]);
+        result[k * P::hidden] = Operand<Element>::narrow(d[k]);
         sums_[p.group][p.of][k] += d[k];
       }
 #pragma unroll
@@ -125,7 +132,7 @@ class BackwardLoop : Loop<P> {
   // dgates of a unit. state.dh: all that reaches h but dy, before; what passes the products, after.
   FUSEDRNN_DEVICE void gates(const unsigned char* input, int unit, State& state, float (&d)[P::blocks]) {
     const auto of = [&](int at, int k) {
-      return static_cast<float>(reinterpret_cast<const Element*>(input + at)[k * H_ + unit]);
+      return static_cast<float>(reinterpret_cast<const Element*>(input + at)[k * P::hidden + unit]);
     };
     const Value dh = f_.dy.base ? state.dh + of(0, 0) : state.dh;
     if constexpr (P::cell == Cell::lstm) {
@@ -140,57 +147,59 @@ class BackwardLoop : Loop<P> {
       state.dh = gru_backward<Value>(a, of(P::before_at, 0), dh).v;
       d[0] = a.r.v, d[1] = a.z.v, d[2] = a.n.v, d[3] = a.hn.v;
     } else {
-      d[0] = rnn_backward<P::cell == Cell::rnn_relu, Value>(of(P::saved_at, 0), dh).v;
+      const Value y = of(P::saved_at, 0);
+      d[0] = s_.cell == Cell::rnn_relu ? rnn_backward<true>(y, dh).v : rnn_backward<false>(y, dh).v;
       state.dh = 0;
     }
   }
 
-  FUSEDRNN_DEVICE void store_results(int64_t step) {
-    const int64_t t = t_of(step), b = own_row_;
-    if (b >= s_.B || (t >= own_length_ && s_.row_offsets)) return;
-    const int64_t row = direction_ * f_.R + row_number(s_, t, b);
-    this->store(f_.dgates + row * P::blocks * H_, this->own_column(results_of(step), P::out_row),
-                P::blocks * H_ * P::size);
+  // To be called for each step in turn, as the two that follow.
+  FUSEDRNN_DEVICE void store_results(int step) {
+    const int t = this->t_of(step);
+    Element* const to = this->next(dgates_, t);
+    if (own_row_ < s_.B && (t < own_length_ || !s_.row_offsets))
+      this->template store<P::blocks>(to, this->own_column(this->results_of(step), P::out_row));
   }
 
   // From the ring, while the step's input is there.
-  FUSEDRNN_DEVICE void store_before(int64_t step) {
-    const int64_t t = t_of(step), b = own_row_;
-    if (b >= s_.B || (t >= own_length_ && s_.row_offsets)) return;
-    Element* const to = f_.before + (direction_ * f_.R + row_number(s_, t, b)) * H_;
+  FUSEDRNN_DEVICE void store_before(int step) {
+    const int t = this->t_of(step);
+    Element* const to = this->next(before_, t);
     if (t < own_length_) {
-      this->store(to, this->own_column(input_of(step) + P::before_at, P::ring_row), H_ * P::size);
-    } else {
-      this->each_part(H_ * P::size, [&](int k) {
-        *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + k) = {0, 0, 0, 0};
+      this->template store<1>(to, this->own_column(this->input_of(step) + P::before_at, P::ring_row));
+    } else if (own_row_ < s_.B && !s_.row_offsets) {
+      this->template each_part<Element, 1>(H_, [&](int, int there) {
+        *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = {0, 0, 0, 0};
       });
     }
   }
 
-  FUSEDRNN_DEVICE void begin_input(int64_t step) {
-    const int64_t t = t_of(step), b = own_row_;
-    if (step < s_.T && t < own_length_) {
-      const uint32_t to = this->own_column(input_of(step), P::ring_row);
-      const int64_t row = direction_ * f_.R + row_number(s_, t, b), state = (direction_ * s_.B + b) * H_;
-      const int64_t before = step_before(s_, t);
-      const bool reset = is_reset(s_, t, b), first = is_first(s_, t, b);
-      const auto of = [&](const Rows<const Element>& rows, int64_t at) {
-        return row_at(s_, rows, at, b) + direction_ * H_;
-      };
-      const void* const h = reset ? f_.zeros : first ? f_.h0 + state : of(f_.y, before);
-      if (f_.dy.base) this->begin_copy(to, of(f_.dy, t), H_ * P::size);
-      this->begin_copy(to + P::before_at, h, H_ * P::size);
-      if (is_rnn(P::cell)) {
-        this->begin_copy(to + P::saved_at, of(f_.y, t), H_ * P::size);
-      } else {
-        this->begin_copy(to + P::saved_at, f_.saved + row * 4 * H_, 4 * H_ * P::size);
-      }
-      if (P::cell == Cell::lstm) {
-        const void* const c = reset   ? f_.zeros
-                              : first ? f_.c0 + state
-                                      : f_.cells + (direction_ * f_.R + row_number(s_, before, b)) * H_;
-        this->begin_copy(to + P::c_at, f_.cells + row * H_, 4 * H_);
-        this->begin_copy(to + P::c_before_at, c, 4 * H_);
+  FUSEDRNN_DEVICE void begin_input(int step) {
+    if (step < T_) {
+      const int t = this->t_of(step);
+      const Element* const dy = f_.dy.base ? this->next(dy_, t) : nullptr;
+      const Element* const y = this->next(y_, t);
+      const Element* const kept = is_rnn(P::cell) ? y : this->next(saved_, t);
+      const float* const c = P::cell == Cell::lstm ? this->next(cells_, t) : nullptr;
+      if (t < own_length_) {
+        const uint32_t to = this->own_column(this->input_of(step), P::ring_row);
+        const bool reset = is_reset(s_, t, own_row_), first = is_first(s_, t, own_row_);
+        const int64_t state = (direction_ * s_.B + own_row_) * H_;
+        if (dy) this->template begin_copy<1>(to, dy, H_);
+        this->template begin_copy<1>(to + P::before_at,
+                                     reset   ? reinterpret_cast<const Element*>(f_.zeros)
+                                     : first ? f_.h0 + state
+                                             : this->following(y_, t),
+                                     H_);
+        this->template begin_copy<P::blocks>(to + P::saved_at, kept, H_);
+        if constexpr (P::cell == Cell::lstm) {
+          this->template begin_copy<1>(to + P::c_at, c, H_);
+          this->template begin_copy<1>(to + P::c_before_at,
+                                       reset   ? f_.zeros
+                                       : first ? f_.c0 + state
+                                               : this->following(cells_, t),
+                                       H_);
+        }
       }
     }
     arch::commit_copies();
@@ -215,15 +224,19 @@ class BackwardLoop : Loop<P> {
   }
 
   const Backward<Element>& f_;
+  Walk<const Element> dy_, y_, saved_;
+  Walk<const float> cells_;
+  Walk<Element> dgates_, before_;
+  int length_[2];  // of the columns of this thread's places
   State state_[P::groups][T::of_thread][2] = {};
   float sums_[P::groups][T::of_thread][P::blocks] = {};
 };
 
 // A grid of (batch tiles) x D CTAs with P::shared bytes of dynamic shared memory.
-template <class P>
+template <class P, bool plain>
 __global__ void __launch_bounds__(P::threads, 1) backward_kernel(const Backward<typename P::Element> f) {
   FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-  BackwardLoop<P>(f, shared).run();
+  BackwardLoop<P, plain>(f, shared).run();
 }
 
 }  // namespace fusedrnn::cuda

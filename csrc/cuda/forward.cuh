@@ -20,7 +20,7 @@ struct Forward {
   Shape shape;  // of the first direction; a second one is the reverse
   int64_t R;
   Rows<const Element> pre;     // x W_ih + b but b_hn, [row][D, G*H]; of tokens [token][D, G*H]
-  Rows<const int64_t> tokens;  // or null
+  Rows<const int64_t> tokens;  // or null, as those of a plain layer are
   const Element* w_hh;         // [D, G*H, H]
   const Element* b_hn;         // GRU: [D, H], or null
   const Element *h0, *c0;      // [D, B, H]
@@ -28,35 +28,60 @@ struct Forward {
   Element *h_n, *c_n;          // [D, B, H]
   Element* saved;              // [D, R, 4, H], or null
   float* cells;                // [D, R, H], or null
+  // Instead of pre and tokens; rows and I of them are whole 16 bytes.
+  Rows<const Element> x;  // [row][I], or null
+  const Element* w_ih;    // [D, G*H, I]
+  const Element* bias;    // [D, G*H], what pre would have, or null
 };
 
+// The products of W_ih and x, of a step that follows.
 template <class P>
-class ForwardLoop : Loop<P> {
-  using Base = Loop<P>;
-  using Base::direction_, Base::H_, Base::own_length_, Base::own_row_, Base::s_, Base::shared_, Base::weights_;
+struct InputProducts {
+  using T = typename P::Tiles;
+  Weights<P, typename P::Inputs> weights;
+  float sums[P::groups][T::tiles][4];
+  float bias[P::groups][T::of_thread][T::gates] = {};
+};
+struct NoProducts {};
+
+template <class P, bool plain>
+class ForwardLoop : Loop<P, plain> {
+  using Base = Loop<P, plain>;
+  using Base::direction_, Base::H_, Base::own_length_, Base::s_, Base::shared_, Base::T_, Base::weights_;
   using typename Base::Element, typename Base::T, typename Base::Value;
+  static constexpr int kept_blocks = fusedrnn::cuda::kept_blocks<P::cell>;
+  static constexpr bool concat = P::inputs > 0;
+  // Of the copies that have begun, those of so many steps need not be there at the end of a step.
+  static constexpr int under_way = P::stages - (concat ? 3 : 2);
 
  public:
-  FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared) : Base(f.shape, shared), f_(f) {
+  FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared) : Base(f.shape, false, shared), f_(f) {
     const Element* const w = f.w_hh + direction_ * T::gates * H_ * H_;
     weights_.load(shared, [&](int unit, int tile, int half, int k) {
-      const int64_t row = static_cast<int64_t>(T::gate(tile, half)) * H_ + unit;
-      return unit < H_ && k < H_ ? w[row * H_ + k] : Operand<Element>::narrow(0);
+      return unit < H_ && k < H_ ? word_of(w + (T::gate(tile, half) * H_ + unit) * H_ + k, 1) : 0;
     });
+    if constexpr (concat) {
+      const int I = static_cast<int>(s_.I);
+      const Element* const w_ih = f.w_ih + direction_ * T::gates * H_ * I;
+      inputs_.weights.load(shared, [&](int unit, int tile, int half, int k) {
+        return unit < H_ && k < I ? word_of(w_ih + (T::gate(tile, half) * H_ + unit) * I + k, 1) : 0;
+      });
+    }
   }
 
   FUSEDRNN_DEVICE void run() {
     start();
-    for (int64_t position = 0; position < s_.T; ++position) {
+    for (int step = 0; step < T_; ++step) {
       float sums[P::groups][T::tiles][4];
-      weights_.multiply(arch::shared_address(shared_ + state_of(position)), sums);
-      begin_input(position + P::stages - 1);
-      if (position > 0) store_results(position - 1);
-      finish(position, sums);
-      arch::wait_for_copies_but<P::stages - 2>();
+      weights_.multiply(arch::shared_address(shared_ + this->operand_of(step)), sums);
+      begin_input(step + P::stages - 1);
+      if (step > 0) store_results(step - 1);
+      finish(step, sums);
+      multiply_input(step + 1);
+      arch::wait_for_copies_but<under_way>();
       __syncthreads();
     }
-    if (s_.T > 0) store_results(s_.T - 1);
+    if (T_ > 0) store_results(T_ - 1);
     this->each([&](const Place& p) {
       const State& state = state_[p.group][p.of][p.side];
       f_.h_n[this->state_at(p)] = Operand<Element>::narrow(state.h);
@@ -69,58 +94,75 @@ class ForwardLoop : Loop<P> {
     float h, c;
   };
 
-  // Where in shared memory the step at `position` finds the state before it and its input, and leaves its results.
-  FUSEDRNN_DEVICE static int state_of(int64_t position) { return position % 2 * P::operand_buffer; }
-  FUSEDRNN_DEVICE static int input_of(int64_t position) { return P::ring_at + position % P::stages * P::ring_stage; }
-  FUSEDRNN_DEVICE static int results_of(int64_t position) { return P::out_at + position % 2 * P::out_buffer; }
-
   FUSEDRNN_DEVICE void start() {
+    pre_ = this->walk(concat ? f_.x : this->part(f_.pre, T::gates * H_));
+    tokens_ = this->walk(plain ? Rows<const int64_t>{} : f_.tokens);
+    y_ = this->walk(this->part(f_.y, H_));
+    saved_ = this->walk(this->dense(f_.saved, f_.R, 4 * H_)), cells_ = this->walk(this->dense(f_.cells, f_.R, H_));
+    if constexpr (concat) {
+      for (int k = threadIdx.x * 16; k < P::stages * P::ring_stage; k += P::threads * 16)
+        *reinterpret_cast<uint4*>(shared_ + P::ring_at + k) = {0, 0, 0, 0};
+      __syncthreads();
+    }
     find_token(0);
-    for (int position = 0; position < P::stages - 1; ++position) begin_input(position);
+    for (int step = 0; step < P::stages - 1; ++step) begin_input(step);
+    this->each_place([&](const Place& p) { length_[p.side] = this->length(p.b); });
     this->each([&](const Place& p) {
       State& state = state_[p.group][p.of][p.side];
+      if constexpr (concat) {
+        for (int gate = 0; f_.bias && gate < T::gates; ++gate)
+          inputs_.bias[p.group][p.of][gate] = static_cast<float>(f_.bias[(direction_ * T::gates + gate) * H_ + p.unit]);
+      }
       if (P::cell == Cell::gru && f_.b_hn) b_hn_[p.group][p.of] = static_cast<float>(f_.b_hn[direction_ * H_ + p.unit]);
-      if (s_.T > 0 && ends_before(0, p.b)) return;
+      if (ends_before(0, p)) return;
       state.h = static_cast<float>(f_.h0[this->state_at(p)]);
       if (P::cell == Cell::lstm) state.c = static_cast<float>(f_.c0[this->state_at(p)]);
     });
     publish(0);
-    arch::wait_for_copies_but<P::stages - 2>();
+    arch::wait_for_copies_but<under_way>();
     __syncthreads();
+    multiply_input(0);
   }
 
-  // Whether row b's state is set to zero before the step at `position`.
-  FUSEDRNN_DEVICE bool ends_before(int64_t position, int64_t b) const {
-    const int64_t t = step_at(s_, position);
-    return is_reset(s_, t, b) && t < length_of(s_, b);
+  // Whether the state is set to zero before this step, if there is one.
+  FUSEDRNN_DEVICE bool ends_before(int step, const Place& p) const {
+    if (!s_.resets || step >= T_) return false;
+    const int t = this->t_of(step);
+    return t < length_[p.side] && is_reset(s_, t, p.b);
   }
 
-  FUSEDRNN_DEVICE void finish(int64_t position, const float (&sums)[P::groups][T::tiles][4]) {
-    const int64_t t = step_at(s_, position);
-    this->each([&](const Place& p) {
+  // What does not count, beyond H, B or a row's length, is computed all the same, from whatever there is, and then dropped.
+  FUSEDRNN_DEVICE void finish(int step, const float (&sums)[P::groups][T::tiles][4]) {
+    const int t = this->t_of(step);
+    this->each_place([&](const Place& p) {
       State& state = state_[p.group][p.of][p.side];
-      unsigned char* const result = shared_ + results_of(position) + p.column * P::out_row;
-      Element* const y = reinterpret_cast<Element*>(result) + p.unit;
-      if (t < length_of(s_, p.b)) {
-        gates(position, sums[p.group], p, result, state);
-        *y = Operand<Element>::narrow(state.h);
-      } else {
-        *y = Operand<Element>::narrow(0);
-      }
-      if (position + 1 < s_.T && ends_before(position + 1, p.b)) state = {};
+      unsigned char* const result = shared_ + this->results_of(step) + p.column * P::out_row;
+      const bool counts = t < length_[p.side] && p.unit < H_;
+      State next = state;
+      gates(step, sums[p.group], p, result, next);
+      const float y = counts ? next.h : 0;
+      reinterpret_cast<Element*>(result)[p.unit] = Operand<Element>::narrow(y);
+      state = {counts ? next.h : state.h, counts ? next.c : state.c};
+      if (ends_before(step + 1, p)) state = {};
     });
-    publish(position + 1);
+    publish(step + 1);
   }
 
-  FUSEDRNN_DEVICE void gates(int64_t position, const float (&sums)[T::tiles][4], const Place& p, unsigned char* result,
+  FUSEDRNN_DEVICE void gates(int step, const float (&sums)[T::tiles][4], const Place& p, unsigned char* result,
                              State& state) {
-    const unsigned char* const row = shared_ + input_of(position) + p.column * P::ring_row;
+    const unsigned char* const row = shared_ + this->input_of(step) + p.column * P::ring_row;
     const auto* const pre = reinterpret_cast<const Element*>(row) + p.unit;
     auto* const saved = reinterpret_cast<Element*>(result + P::kept_at) + p.unit;
     const auto sum = [&](int gate) { return T::sum(sums, gate, p.of, p.side); };
-    const auto input = [&](int gate) { return static_cast<float>(pre[gate * H_]); };
+    const auto input = [&](int gate) {
+      if constexpr (concat) {
+        return T::sum(inputs_.sums[p.group], gate, p.of, p.side) + inputs_.bias[p.group][p.of][gate];
+      } else {
+        return static_cast<float>(pre[gate * P::hidden]);
+      }
+    };
     const auto keep = [&](int block, Value gate) {
-      if (f_.saved) saved[block * H_] = Operand<Element>::narrow(gate.v);
+      if (f_.saved) saved[block * P::hidden] = Operand<Element>::narrow(gate.v);
     };
     if constexpr (P::cell == Cell::lstm) {
       LstmGates<Value> a{sum(0) + input(0), sum(1) + input(1), sum(2) + input(2), sum(3) + input(3)};
@@ -136,61 +178,81 @@ class ForwardLoop : Loop<P> {
       state.h = h.v;
       keep(0, a.n), keep(1, a.r), keep(2, a.z), keep(3, a.hn);
     } else {
-      state.h = rnn_forward<P::cell == Cell::rnn_relu, Value>(sum(0) + input(0)).v;
+      const Value a = sum(0) + input(0);
+      state.h = s_.cell == Cell::rnn_relu ? rnn_forward<true>(a).v : rnn_forward<false>(a).v;
     }
   }
 
-  // What finish() left of the step at `position`, to memory.
-  FUSEDRNN_DEVICE void store_results(int64_t position) {
-    const int64_t t = step_at(s_, position), b = own_row_;
-    const bool active = t < own_length_;
-    if (b >= s_.B || (!active && s_.row_offsets)) return;
-    const uint32_t from = this->own_column(results_of(position), P::out_row);
-    this->store(row_at(s_, f_.y, t, b) + direction_ * H_, from, H_ * P::size);
-    if (!active) return;
-    const int64_t row = direction_ * f_.R + row_number(s_, t, b);
-    if (P::kept && f_.saved) this->store(f_.saved + 4 * row * H_, from + P::kept_at, 4 * H_ * P::size);
-    if (P::cells && f_.cells) this->store(f_.cells + row * H_, from + P::cells_at, 4 * H_);
+  // Of a step whose input has been there since the last barrier.
+  FUSEDRNN_DEVICE void multiply_input(int step) {
+    if constexpr (concat) inputs_.weights.multiply(arch::shared_address(shared_ + this->input_of(step)), inputs_.sums);
   }
 
-  // The state in registers, for the step at `position`.
-  FUSEDRNN_DEVICE void publish(int64_t position) {
+  // What finish() left of this step, to memory. To be called for each step in turn.
+  FUSEDRNN_DEVICE void store_results(int step) {
+    const int t = this->t_of(step);
+    const bool active = t < own_length_;
+    const uint32_t from = this->own_column(this->results_of(step), P::out_row);
+    Element* const y = this->next(y_, t);
+    if (active || (this->own_row_ < s_.B && !s_.row_offsets)) this->template store<1>(y, from);
+    if (!f_.saved && !f_.cells) return;
+    if constexpr (kept_blocks > 0) {
+      Element* const saved = this->next(saved_, t);
+      if (active) this->template store<kept_blocks>(saved, from + P::kept_at);
+    }
+    if constexpr (P::cell == Cell::lstm) {
+      float* const cells = this->next(cells_, t);
+      if (active) this->template store<1>(cells, from + P::cells_at);
+    }
+  }
+
+  // The state in registers, for this step.
+  FUSEDRNN_DEVICE void publish(int step) {
     this->each_place([&](const Place& p) {
-      unsigned char* const row = shared_ + state_of(position) + p.column * P::operand_row;
+      unsigned char* const row = shared_ + this->operand_of(step) + p.column * P::operand_row;
       const float h = state_[p.group][p.of][p.side].h;
       reinterpret_cast<Element*>(row)[p.unit] = for_product(Operand<Element>::narrow(h));
     });
   }
 
-  // Begins to copy what the step at `position` adds to its products: a group of copies, which is empty after the last step.
-  // To be called for each position in turn: a token is read one step before the row it names.
-  FUSEDRNN_DEVICE void begin_input(int64_t position) {
-    const int64_t t = step_at(s_, position);
-    if (position < s_.T && t < own_length_) {
-      const Element* const row = f_.tokens.base ? f_.pre.base + token_ * f_.pre.batch : row_at(s_, f_.pre, t, own_row_);
-      this->begin_copy(this->own_column(input_of(position), P::ring_row), row + direction_ * T::gates * H_,
-                       T::gates * H_ * P::size);
+  // Begins to copy what the step adds to its products: a group of copies, which is empty after the last step. To be called
+  // for each step in turn: a token is read one step before the row it names.
+  FUSEDRNN_DEVICE void begin_input(int step) {
+    if (step < T_) {
+      const int t = this->t_of(step);
+      const Element* const row = tokens_.rows.base ? pre_.rows.base + token_ * pre_.rows.batch : this->next(pre_, t);
+      constexpr int blocks = concat ? 1 : T::gates, width = concat ? P::inputs : P::hidden;
+      const uint32_t to = this->own_column(this->input_of(step), P::ring_row);
+      if (t < own_length_) this->template begin_copy<blocks, width>(to, row, concat ? static_cast<int>(s_.I) : H_);
     }
     arch::commit_copies();
-    find_token(position + 1);
+    find_token(step + 1);
   }
 
-  FUSEDRNN_DEVICE void find_token(int64_t position) {
-    const int64_t t = step_at(s_, position);
-    if (f_.tokens.base && position < s_.T && t < own_length_) token_ = *row_at(s_, f_.tokens, t, own_row_);
+  FUSEDRNN_DEVICE void find_token(int step) {
+    if (!tokens_.rows.base || step >= T_) return;
+    const int t = this->t_of(step);
+    const int64_t* const token = this->next(tokens_, t);
+    if (t < own_length_) token_ = *token;
   }
 
   const Forward<Element>& f_;
+  Walk<const Element> pre_;
+  Walk<const int64_t> tokens_;
+  Walk<Element> y_, saved_;
+  Walk<float> cells_;
   int64_t token_ = 0;
+  std::conditional_t<concat, InputProducts<P>, NoProducts> inputs_;
+  int length_[2];  // of the columns of this thread's places
   State state_[P::groups][T::of_thread][2] = {};
   float b_hn_[P::groups][T::of_thread] = {};
 };
 
 // A grid of (batch tiles) x D CTAs with P::shared bytes of dynamic shared memory.
-template <class P>
+template <class P, bool plain>
 __global__ void __launch_bounds__(P::threads, 1) forward_kernel(const Forward<typename P::Element> f) {
   FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-  ForwardLoop<P>(f, shared).run();
+  ForwardLoop<P, plain>(f, shared).run();
 }
 
 }  // namespace fusedrnn::cuda

@@ -14,7 +14,16 @@ struct Place {
   int column, unit, group, of, side;  // column: b in its batch tile; side: column % 2
 };
 
-template <class P>
+// Over rows of one column in the order of the loop: where the next one lies and how far apart they are, unless packed.
+template <class Element>
+struct Walk {
+  Rows<Element> rows = {};
+  Element* at = nullptr;
+  int64_t apart = 0;
+};
+
+// `plain`: dense rows, all of them active, no resets.
+template <class P, bool plain>
 class Loop {
  public:
   using Element = typename P::Element;
@@ -23,15 +32,28 @@ class Loop {
 
  protected:
   // A CTA for each batch tile of the first direction, then for each of the second, which is the reverse.
-  FUSEDRNN_DEVICE Loop(const Shape& shape, unsigned char* shared)
-      : s_(shape), H_(static_cast<int>(shape.H)), shared_(shared) {
+  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared)
+      : s_(shape), T_(static_cast<int>(shape.T)), H_(static_cast<int>(shape.H)), shared_(shared) {
+    if constexpr (plain) s_.row_offsets = s_.lengths = nullptr, s_.resets = nullptr;
     const int tiles = static_cast<int>((s_.B + kColumns - 1) / kColumns);
     direction_ = blockIdx.x / tiles;
     first_ = static_cast<int64_t>(blockIdx.x % tiles) * kColumns;
     s_.reverse = s_.reverse || direction_ > 0;
+    descending_ = s_.reverse != backward;
     own_row_ = first_ + threadIdx.x % kColumns;
-    own_length_ = own_row_ < s_.B ? length_of(s_, own_row_) : 0;
+    own_length_ = length(own_row_);
   }
+
+  // Of row b; 0 beyond the batch.
+  FUSEDRNN_DEVICE int length(int64_t b) const { return b < s_.B ? static_cast<int>(length_of(s_, b)) : 0; }
+
+  // What a step of the loop is in time.
+  FUSEDRNN_DEVICE int t_of(int step) const { return descending_ ? T_ - 1 - step : step; }
+
+  // Where in shared memory a step finds the operand of its products and its input, and leaves its results.
+  FUSEDRNN_DEVICE static int operand_of(int step) { return step % 2 * P::operand_buffer; }
+  FUSEDRNN_DEVICE static int input_of(int step) { return P::ring_at + step % P::stages * P::ring_stage; }
+  FUSEDRNN_DEVICE static int results_of(int step) { return P::out_at + step % 2 * P::out_buffer; }
 
   // f(place) of every place of this thread, also of those beyond B and H.
   template <class F>
@@ -51,6 +73,7 @@ class Loop {
     }
   }
 
+  // The same of those that there are.
   template <class F>
   FUSEDRNN_DEVICE void each(F f) {
     each_place([&](const Place& p) {
@@ -60,17 +83,56 @@ class Loop {
 
   FUSEDRNN_DEVICE int64_t state_at(const Place& p) const { return (direction_ * s_.B + p.b) * H_ + p.unit; }
 
-  // Threads of the same row copy it together, 16 bytes at a time.
-  template <class F>
-  FUSEDRNN_DEVICE void each_part(int bytes, F f) {
-    for (int k = threadIdx.x / kColumns * 16; k < bytes; k += P::threads / kColumns * 16) f(k);
+  // The rows of the direction in an array of `width` elements each, in the order of their numbers.
+  template <class E>
+  FUSEDRNN_DEVICE Rows<E> dense(E* base, int64_t R, int64_t width) const {
+    return {base + direction_ * R * width, s_.B * width, width};
   }
-  FUSEDRNN_DEVICE void begin_copy(uint32_t to, const void* from, int bytes) {
-    each_part(bytes, [&](int k) { arch::copy_16_async(to + k, static_cast<const unsigned char*>(from) + k); });
+  // Its part of each row of both directions.
+  template <class E>
+  FUSEDRNN_DEVICE Rows<E> part(const Rows<E>& rows, int64_t width) const {
+    return {rows.base + direction_ * width, rows.step, rows.batch};
   }
-  FUSEDRNN_DEVICE void store(void* to, uint32_t from, int bytes) {
-    each_part(bytes, [&](int k) {
-      *reinterpret_cast<uint4*>(static_cast<unsigned char*>(to) + k) = arch::load_shared_16(from + k);
+
+  // Over the rows of the column whose rows this thread copies, from that of step 0 of the loop on.
+  template <class E>
+  FUSEDRNN_DEVICE Walk<E> walk(const Rows<E>& rows) const {
+    return {rows, rows.base + t_of(0) * rows.step + own_row_ * rows.batch, descending_ ? -rows.step : rows.step};
+  }
+  // The next of a walk, that of step t; the one that follows it. Packed rows lie where their offsets say.
+  template <class E>
+  FUSEDRNN_DEVICE E* next(Walk<E>& walk, int t) const {
+    E* const row = walk.at;
+    walk.at += walk.apart;
+    return s_.row_offsets ? row_at(s_, walk.rows, t, own_row_) : row;
+  }
+  template <class E>
+  FUSEDRNN_DEVICE E* following(const Walk<E>& walk, int t) const {
+    return s_.row_offsets ? row_at(s_, walk.rows, descending_ ? t - 1 : t + 1, own_row_) : walk.at;
+  }
+
+  // f(here, there) of those parts of a row, of 16 bytes each, that are this thread's: threads of the same row share it.
+  // In shared memory a row has `blocks` of `width` numbers, of which the first `count` are in memory.
+  template <class E, int blocks, int width = P::hidden, class F>
+  FUSEDRNN_DEVICE void each_part(int count, F f) {
+    constexpr int block = width * static_cast<int>(sizeof(E)), at_once = P::threads / kColumns * 16;
+    const int first = threadIdx.x / kColumns * 16, bytes = count * static_cast<int>(sizeof(E));
+#pragma unroll
+    for (int k = 0; k < block * blocks; k += at_once) {
+      const int here = k + first, within = here % block;
+      if (within < bytes && here < block * blocks) f(here, here / block * bytes + within);
+    }
+  }
+  template <int blocks, int width = P::hidden, class E>
+  FUSEDRNN_DEVICE void begin_copy(uint32_t to, const E* from, int count) {
+    each_part<E, blocks, width>(count, [&](int here, int there) {
+      arch::copy_16_async(to + here, reinterpret_cast<const unsigned char*>(from) + there);
+    });
+  }
+  template <int blocks, class E>
+  FUSEDRNN_DEVICE void store(E* to, uint32_t from) {
+    each_part<E, blocks>(H_, [&](int here, int there) {
+      *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = arch::load_shared_16(from + here);
     });
   }
 
@@ -80,10 +142,12 @@ class Loop {
   }
 
   Shape s_;
-  int H_;
+  int T_, H_;
   unsigned char* shared_;
   int64_t direction_, first_;
-  int64_t own_row_, own_length_;  // of the column whose rows this thread copies
+  bool descending_;
+  int64_t own_row_;  // of the column whose rows this thread copies
+  int own_length_;
   Weights<P> weights_;
 };
 

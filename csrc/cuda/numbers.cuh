@@ -84,9 +84,12 @@ FUSEDRNN_DEVICE Element for_product(Element x) {
 template <class Element>
 constexpr int elements_of_word = 4 / sizeof(Element);
 
-// Elements as the registers of a fragment hold them.
+// As many elements as fill a register of a fragment, the next one `apart` after each.
 template <class Element>
-FUSEDRNN_DEVICE uint32_t word_of(const Element (&elements)[elements_of_word<Element>]) {
+FUSEDRNN_DEVICE uint32_t word_of(const Element* first, int apart) {
+  Element elements[elements_of_word<Element>];
+#pragma unroll
+  for (int i = 0; i < elements_of_word<Element>; ++i) elements[i] = for_product(first[i * apart]);
   uint32_t word;
   memcpy(&word, elements, 4);
   return word;

@@ -151,5 +151,5 @@ class _Direction:
                 x = torch.where(self.rows.active[..., None], x, torch.zeros_like(x))
         reset_h = self.reset_h.flatten(0, 1) if call.cell == "gru_reset_before" else None
         x, gx, gh, h_prev = (t.flatten(0, 1) for t in (x, dgates_x, dgates_h, self.h_prev))
-        grads = (*gradients.of_weights(call, x, gx, gh, h_prev, reset_h), dw_hr)
+        grads = (*gradients.of_weights(call, x, gx, gradients.recurrent(call, gh, h_prev, reset_h)), dw_hr)
         return [None if g is None else g.to(call.dtype) for g in grads]

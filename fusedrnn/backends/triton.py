@@ -6,18 +6,16 @@ concat, x W_ih before it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fusedrnn import gradients
+from fusedrnn.backends import hoisted
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.backends.configurations import (
     H100,
@@ -70,21 +68,21 @@ class TritonBackend(Backend):
     def forward(self, call: Call) -> Outputs:
         problem = self._problem_of(call)
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
-        with _on_its_device(call):
+        with hoisted.on_its_device(call):
             concat = call.schedule == "concat" and not call.tokens  # a token's row of the table is its product
-            bias = _input_bias(call)
-            w_ih = _stacked([w.w_ih for w in call.weights])
+            bias = hoisted.input_bias(call)
+            w_ih = hoisted.stacked([w.w_ih for w in call.weights])
             if concat:
                 source = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
             else:
-                source = _input_gates(call, w_ih.flatten(0, 1), bias)
+                source = hoisted.input_gates(call, w_ih.flatten(0, 1), bias)
             biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
-            source_step, source_batch = (0, source.stride(0)) if call.tokens else _strides(call, source)
-            token_step, token_batch = _strides(call, call.x)
+            source_step, source_batch = (0, source.stride(0)) if call.tokens else hoisted.strides(call, source)
+            token_step, token_batch = hoisted.strides(call, call.x)
             operands = _operands(call, y) | dict(
-                source=source, tokens=call.x, w_ih=w_ih, bias=bias, b_hn=_stacked(biases) if biases else None, h_n=h_n,
-                c_n=c_n, saved=saved, cells=cells, I=call.I, source_step=source_step, source_batch=source_batch,
-                token_step=token_step, token_batch=token_batch,
+                source=source, tokens=call.x, w_ih=w_ih, bias=bias,
+                b_hn=hoisted.stacked(biases) if biases else None, h_n=h_n, c_n=c_n, saved=saved, cells=cells, I=call.I,
+                source_step=source_step, source_batch=source_batch, token_step=token_step, token_batch=token_batch,
             )  # fmt: skip
             constants = _constants(call) | dict(
                 CONCAT=concat, TOKENS=call.tokens, SAVE=call.save == "full", BIAS=bias is not None,
@@ -104,22 +102,23 @@ class TritonBackend(Backend):
         dc0 = torch.empty_like(dh0) if call.c0 is not None else None
         dh_n, dc_n = (None if given is None else given.contiguous() for given in (dh_n, dc_n))
         dy = dy if dy is None or dy.stride(-1) == 1 else dy.contiguous()
-        dy_step, dy_batch = (0, 0) if dy is None else _strides(call, dy)
-        with _on_its_device(call):
+        dy_step, dy_batch = (0, 0) if dy is None else hoisted.strides(call, dy)
+        with hoisted.on_its_device(call):
             operands = _operands(call, y) | dict(
                 dy=dy, dh_n=dh_n, dc_n=dc_n, saved=saved.contiguous(), cells=cells.contiguous(), dgates=dgates,
                 dgates_h=dgates_h, before=before, reset_h=reset_h, dh0=dh0, dc0=dc0, dy_step=dy_step, dy_batch=dy_batch,
             )  # fmt: skip
             constants = _constants(call) | dict(DY=dy is not None, DH_N=dh_n is not None, DC_N=dc_n is not None)
             self._launch("backward", problem, call, operands, constants)
-            grads: list[Tensor | None] = [_input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
-            x = _rows(call)
+            grads: list[Tensor | None] = [hoisted.input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
+            x = hoisted.flat_rows(call)
             for d in range(D):
                 if not wanted >> 3 + 5 * d & 31:
                     grads += [None] * 5
                     continue
                 of_reset = reset_h[d] if call.cell == "gru_reset_before" else None
-                grads += (*gradients.of_weights(call, x, dgates[d], dgates_h[d], before[d], of_reset), None)
+                recurrent = gradients.recurrent(call, dgates_h[d], before[d], of_reset)
+                grads += (*gradients.of_weights(call, x, dgates[d], recurrent), None)
         return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
 
     def _launch(
@@ -190,10 +189,10 @@ def _kernels() -> str:
 
 def _operands(call: Call, y: Tensor) -> dict[str, Any]:
     """What both kernels take. None: absent, not followed."""
-    y_step, y_batch = _strides(call, y)
+    y_step, y_batch = hoisted.strides(call, y)
     reset_step, reset_batch = (0, 0) if call.resets is None else (call.resets.stride(0), call.resets.stride(1))
     return dict(
-        w_hh=_stacked([w.w_hh for w in call.weights]), h0=call.h0.contiguous(),
+        w_hh=hoisted.stacked([w.w_hh for w in call.weights]), h0=call.h0.contiguous(),
         c0=None if call.c0 is None else call.c0.contiguous(), y=y,
         row_offsets=None if call.row_offsets is None else call.row_offsets.contiguous(),
         lengths=None if call.lengths is None else call.lengths.contiguous(), resets=call.resets,
@@ -212,70 +211,3 @@ def _constants(call: Call) -> dict[str, Any]:
         RESETS=call.resets is not None,
         PRECISION=call.precision,
     )
-
-
-def _strides(call: Call, rows: Tensor) -> tuple[int, int]:
-    """Elements from step to step and from row to row."""
-    return (0, rows.stride(0)) if call.row_offsets is not None else (rows.stride(0), rows.stride(1))
-
-
-def _stacked(of_directions: list[Tensor]) -> Tensor:
-    """[D, ...]; without a copy of one direction alone."""
-    return of_directions[0].contiguous().unsqueeze(0) if len(of_directions) == 1 else torch.stack(of_directions)
-
-
-def _input_gates(call: Call, w_ih: Tensor, bias: Tensor | None) -> Tensor:
-    """x W_ih + b, in the order of x's memory [T, B, D*G*H] (packed [R, D*G*H]), or for tokens the table [I, D*G*H].
-    w_ih [D*G*H, I], bias [D*G*H]."""
-    if call.tokens:
-        x = _rows(call)
-        torch._assert_async(((x >= 0) & (x < call.I)).all(), "token outside the vocabulary")  # on a GPU without waiting
-        table = w_ih.t().contiguous()
-        return table if bias is None else table.add_(bias)
-    if call.row_offsets is None and call.x.stride(0) < call.x.stride(1):
-        return F.linear(call.x.transpose(0, 1), w_ih, bias).transpose(0, 1)
-    return F.linear(call.x, w_ih, bias)
-
-
-def _input_bias(call: Call) -> Tensor | None:
-    """Of all directions [D*G*H], both biases where they simply add; of the GRU r multiplies b_hn, which stays apart."""
-    added = 2 * call.H if call.cell == "gru" else None
-    sums = []
-    for w in call.weights:
-        if w.b_ih is None or w.b_hh is None:
-            return None
-        both = w.b_ih.clone()
-        both[:added] += w.b_hh[:added]
-        sums.append(both)
-    return torch.cat(sums)
-
-
-def _rows(call: Call) -> Tensor:
-    """x as flat rows [R, I], tokens [R], zero where they are not active."""
-    if call.row_offsets is not None:
-        return call.x
-    x = call.x
-    if call.lengths is not None:
-        active = torch.arange(call.T, device=x.device)[:, None] < call.lengths
-        x = torch.where(active if call.tokens else active[..., None], x, torch.zeros_like(x))
-    return x.flatten(0, 1)
-
-
-def _input_gradient(call: Call, dgates: Tensor) -> Tensor:
-    """dgates W_ih, both directions in one product."""
-    both = dgates[0] if call.D == 1 else torch.cat(tuple(dgates), -1)
-    dx = (both @ torch.cat([w.w_ih for w in call.weights])).view(call.x.shape)
-    return call.new_rows(call.I).copy_(dx) if call.batch_first else dx
-
-
-@contextlib.contextmanager
-def _on_its_device(call: Call) -> Iterator[None]:
-    """On the device of the operands, with torch's own products in the precision of the call."""
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    with torch.cuda.device(call.x.device) if call.x.is_cuda else contextlib.nullcontext():
-        settings.fp32_precision = call.precision
-        try:
-            yield
-        finally:
-            settings.fp32_precision = before

@@ -11,6 +11,9 @@ void all() {
   using Rnn = ForwardPlan<Cell::rnn_tanh, __nv_bfloat16, 64, 2>;
   using RnnBack = BackwardPlan<Cell::rnn_tanh, __nv_bfloat16, 64, 2>;
   layer<Lstm, LstmBack>("lstm", 7, 8, 32, kBf16, {});
+  layer<LstmWithX, LstmBack>("lstm with x", 9, 11, 24, kBf16, {.directions = 2, .lengths = true});
+  layer<ForwardPlan<Cell::gru, float, 32, 1, 32, 32>, BackwardPlan<Cell::gru, float, 32, 1>>("gru with x in tf32", 5, 8,
+                                                                                             32, kTf32, {});
   layer<Lstm, LstmBack>("lstm of 24 units", 6, 11, 24, kBf16, {.lengths = true, .resets = true});
   layer<Lstm, LstmBack>("lstm packed both ways", 6, 3, 24, kBf16, {.directions = 2, .packed = true});
   layer<Lstm, LstmBack>("lstm of tokens", 6, 3, 32, kBf16, {.reverse = true, .tokens = true, .saves = false});

@@ -73,7 +73,7 @@ template <class P, class Q>
 class Layer {
   using Element = typename P::Element;
   static constexpr Cell cell = P::cell;
-  static constexpr int64_t G = P::Tiles::gates, blocks = Q::blocks, V = 5;
+  static constexpr int64_t G = P::Tiles::gates, blocks = Q::blocks, V = 5, I = P::inputs ? P::inputs - 8 : 0;
 
  public:
   Layer(int64_t T, int64_t B, int64_t H, double tolerance, const Options& options)
@@ -92,7 +92,11 @@ class Layer {
     Forward<Element> f{};
     f.shape = shape(0, true);
     f.R = R;
-    f.pre = {pre.device, B * D * G * H, D * G * H};
+    if (P::inputs) {
+      f.x = {x.device, B * I, I}, f.w_ih = w_ih.device, f.bias = bias.device;
+    } else {
+      f.pre = {pre.device, B * D * G * H, D * G * H};
+    }
     if (options.tokens) f.tokens = {tokens.device, B, 1};
     f.w_hh = w_hh.device, f.b_hn = b_hn.device, f.h0 = h0.device, f.c0 = c0.device;
     f.y = {y.device, B * D * H, D * H};
@@ -100,7 +104,7 @@ class Layer {
     if (options.saves) f.saved = saved.device, f.cells = cells.device;
     for (auto* array : {&y, &h_n, &c_n, &saved}) array->poison();
     cells.poison();
-    launch(forward_kernel<P>, P::threads, P::shared, f);
+    launch(forward_kernel<P, true>, forward_kernel<P, false>, P::threads, P::shared, f);
     for (auto* array : {&y, &h_n, &c_n, &saved}) array->read();
     cells.read();
     for (int64_t d = 0; d < D; ++d) {
@@ -122,7 +126,7 @@ class Layer {
     f.dgates = dgates.device, f.before = before.device, f.dh0 = dh0.device, f.dc0 = dc0.device, f.db = db.device;
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->poison();
     db.poison();
-    launch(backward_kernel<Q>, Q::threads, Q::shared, f);
+    launch(backward_kernel<Q, true>, backward_kernel<Q, false>, Q::threads, Q::shared, f);
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->read();
     db.read();
     sums.assign(D * tiles() * blocks * H, 0);
@@ -158,7 +162,7 @@ class Layer {
   }
 
   Shape shape(int64_t d, bool on_device) {
-    Shape s{cell, T, B, 0, H, options.reverse || d > 0, nullptr, nullptr, nullptr};
+    Shape s{cell, T, B, I, H, options.reverse || d > 0, nullptr, nullptr, nullptr};
     const auto at = [&](auto& array) {
       return on_device ? static_cast<decltype(array.host.data())>(array.device) : array.host.data();
     };
@@ -169,7 +173,9 @@ class Layer {
   }
 
   template <class Arguments>
-  void launch(void (*kernel)(Arguments), int threads, int shared, const Arguments& arguments) {
+  void launch(void (*plain)(Arguments), void (*any)(Arguments), int threads, int shared, const Arguments& arguments) {
+    const bool is_plain = !options.lengths && !options.packed && !options.resets && !options.tokens;
+    const auto kernel = is_plain ? plain : any;
     const micro::Shape grid{.ctas = static_cast<int>(tiles() * D), .threads = threads, .shared = size_t(shared)};
     micro::allow(kernel, grid);
     const micro::Config config(grid);
@@ -179,6 +185,13 @@ class Layer {
 
   double weight(int64_t d, int64_t gate, int64_t row, int64_t column) const {
     return for_product(w_hh.host[((d * G + gate) * H + row) * H + column]);
+  }
+
+  double input(int64_t d, int64_t gate, int64_t u, int64_t row) const {
+    const int64_t of = (d * G + gate) * H + u;
+    double sum = bias.host[of];
+    for (int64_t k = 0; k < I; ++k) sum += for_product(w_ih.host[of * I + k]) * for_product(x.host[row * I + k]);
+    return sum;
   }
 
   void check_forward(int64_t d, int64_t b) {
@@ -197,7 +210,8 @@ class Layer {
         }
         double product[4] = {}, in[4] = {}, kept[4] = {}, new_c = 0;
         for (int64_t g = 0; g < G; ++g) {
-          in[g] = pre.host[(((options.tokens ? tokens.host[row] : row) * D + d) * G + g) * H + u];
+          in[g] = P::inputs ? input(d, g, u, row)
+                            : double(pre.host[(((options.tokens ? tokens.host[row] : row) * D + d) * G + g) * H + u]);
           for (int64_t k = 0; k < H; ++k) product[g] += operand<Element>(h[k]) * weight(d, g, u, k);
         }
         if constexpr (cell == Cell::lstm) {
@@ -298,6 +312,7 @@ class Layer {
   Difference difference;
   std::vector<double> sums;
   Array<Element> pre{(options.tokens ? V : R) * D * G * H, 2}, w_hh{D * G * H * H, 2 / std::sqrt(double(H))};
+  Array<Element> x{R * I, 1}, w_ih{D * G * H * I, 0.5}, bias{D * G * H, 1};
   Array<Element> b_hn{D * H, 1}, h0{D * B * H, 1}, c0{D * B * H, 1};
   Array<Element> y{R * D * H, 1}, h_n{D * B * H}, c_n{D * B * H}, saved{D * R * 4 * H, 1};
   Array<float> cells{D * R * H, 1}, wide_c0{D * B * H}, zeros{std::vector<float>(H)}, db{D * tiles() * blocks * H};
@@ -324,5 +339,6 @@ constexpr double kBf16 = 0.02, kF16 = 3e-3, kTf32 = 1e-3;
 
 using Lstm = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2>;
 using LstmBack = BackwardPlan<Cell::lstm, __nv_bfloat16, 32, 2>;
+using LstmWithX = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 32, 32>;
 
 }  // namespace layers

@@ -5,6 +5,8 @@ Of packages only torch and pytest are needed, so that this runs where nothing ca
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from problems import Sample, assert_close_to_float64, assert_equal, cases, run
@@ -12,7 +14,8 @@ from torch import nn
 
 import fusedrnn
 from benchmarks.gpu import layers, micro, plan
-from fusedrnn.backends import configurations, triton
+from fusedrnn.backends import configurations, cuda, triton
+from fusedrnn.backends.base import Problem
 from fusedrnn.bench import grid
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
@@ -49,6 +52,47 @@ def test_16_bit_error_is_at_most_twice_that_of_torch(sample, backend, dtype):
     assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda")
 
 
+ON_ONE_PROCESSOR = (
+    dict(T=1, B=1, I=1, H=8),
+    dict(T=20, B=3, I=7, H=16, saturating=True),
+    dict(T=9, B=5, I=6, H=24, strided=True, batch_first=True),
+    dict(T=9, B=3, I=4, H=8, reverse=True),
+    dict(T=8, B=3, I=5, H=40, D=2, bias=False),
+    dict(T=31, B=9, I=20, H=56, D=2, lengths="packed"),
+    dict(T=11, B=4, I=27, H=24, tokens=True, D=2, batch_first=True),
+    dict(T=9, B=5, I=6, H=24, D=2, resets=True, lengths="given"),
+    dict(T=7, B=66, I=12, H=64),
+    dict(T=35, B=16, I=64, H=64),
+    dict(T=35, B=16, I=64, H=128),
+    dict(T=35, B=16, I=64, H=192),
+    dict(T=35, B=16, I=64, H=256),
+)
+HELD = [Sample(cell, **size) for cell in cuda.CELLS if cell != "rnn_relu" for size in ON_ONE_PROCESSOR]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("sample", "backend"), cases(["cuda"], torch.bfloat16, HELD, "cuda"))
+def test_weights_of_one_processor_error_is_at_most_twice_that_of_torch(sample, backend, dtype):
+    problem = dataclasses.replace(Problem.of(sample.call(dtype)), device="cuda", precision="tf32")
+    if reasons := REGISTRY[backend].not_supported_reasons(problem):
+        pytest.skip("; ".join(reasons))
+    with grid.float32_precision("tf32"):
+        assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda", precision="tf32")
+
+
+@pytest.mark.parametrize(("sample", "backend"), cases(["cuda"], torch.bfloat16, HELD[5:], "cuda"))
+def test_results_of_one_processor_repeat_bit_for_bit(sample, backend):
+    first, second = (run(sample, backend, torch.bfloat16, device="cuda") for _ in range(2))
+    assert_equal(first, second)
+
+
+@pytest.mark.skipif(bool(REGISTRY["cuda"].unavailable_reason()), reason=REGISTRY["cuda"].unavailable_reason() or "")
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_cuda_in_a_graph_of_the_users_own(cell):
+    layer = getattr(fusedrnn, cell)(24, 64, backend="cuda", device="cuda", dtype=torch.bfloat16)
+    assert_graphs_replay(layer, torch.randn(17, 3, 24, device="cuda", dtype=torch.bfloat16))
+
+
 @pytest.fixture
 def kind(request, monkeypatch):
     """Has Triton's kernels of one kind run what others come first for."""
@@ -77,7 +121,10 @@ def test_weights_in_memory_error_is_at_most_twice_that_of_torch(kind, sample, ba
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 def test_triton_in_a_graph_of_the_users_own(cell, kind):
     layer = getattr(fusedrnn, cell)(24, 64, backend="triton", device="cuda", dtype=torch.bfloat16)
-    x = torch.randn(17, 3, 24, device="cuda", dtype=torch.bfloat16)
+    assert_graphs_replay(layer, torch.randn(17, 3, 24, device="cuda", dtype=torch.bfloat16))
+
+
+def assert_graphs_replay(layer, x):
     with torch.no_grad():
         layer(x)
         torch.cuda.synchronize()

@@ -33,16 +33,21 @@ struct Bytes {
   bool contain(const std::byte* p, size_t bytes) const { return p >= begin && p + bytes <= begin + size; }
 };
 
-// What the thread of the operating system that asks has for itself: nothing but __shared__ variables.
+// What the thread of the operating system that asks has for itself in the program, or the library, that this is part of:
+// nothing but __shared__ variables.
 inline Bytes statics_of_this_thread() {
   alignment_of_statics = {};
   Bytes found;
   const auto visit = [](dl_phdr_info* program, size_t, void* found) {
     for (int i = 0; i < program->dlpi_phnum; ++i) {
-      if (program->dlpi_phdr[i].p_type == PT_TLS)
-        *static_cast<Bytes*>(found) = {static_cast<std::byte*>(program->dlpi_tls_data), program->dlpi_phdr[i].p_memsz};
+      const auto& part = program->dlpi_phdr[i];
+      const Bytes statics{static_cast<std::byte*>(program->dlpi_tls_data), part.p_memsz};
+      if (part.p_type == PT_TLS && statics.begin && statics.contain(&alignment_of_statics, 1)) {
+        *static_cast<Bytes*>(found) = statics;
+        return 1;
+      }
     }
-    return 1;  // the program itself comes first, and alone counts
+    return 0;
   };
   dl_iterate_phdr(visit, &found);
   return found;

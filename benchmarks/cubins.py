@@ -1,0 +1,214 @@
+"""The CUDA kernels (csrc/cuda) compiled ahead of time: what they use, what a step issues, how long that should take.
+
+python -m benchmarks.cubins [SM ...]   every kernel for 80, 86, 89 and 100, or the GPUs named; status 1 for a fault
+python -m benchmarks.cubins --steps    a Markdown table of a step of inference, and of backward, on an H200
+
+Expected is the longer of two. Issuing: the instructions of a step in the machine code, on four schedulers, and the
+barrier. The chain: reading the state, products that wait for each other, gates, writing the state, the barrier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.aot import tool
+from benchmarks.gpu.library import KERNELS, NVCC
+from benchmarks.loops import BARRIER, CLOCK, SCHEDULERS, instructions, loops_of
+
+WAYS = ("forward", "backward")
+REGISTERS = 65536  # of a multiprocessor
+CUT_FOR = "90"  # elsewhere a spill is told and no fault
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+_NAME = re.compile(
+    r"(?P<way>Forward|Backward)PlanI\w*?CellE(?P<cell>\d)E(?P<element>f|\d+(?:__nv_bfloat16|__half))"
+    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<resident>\d+)E(?:Li(?P<inputs>\d+)E)?Li\d+E+(?:Lb(?P<plain>[01]))?"
+)
+_USED = re.compile(
+    r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.DOTALL
+)
+
+# Cycles of the H100, published but for the last two, which are guesses.
+MATRIX, SHARED, SPECIAL, ARITHMETIC = 24, 30, 20, 5
+CHAINS = {  # of the gates of a cell: operations of the arithmetic and of the special units that wait for each other
+    ("forward", "rnn_tanh"): (2, 1),
+    ("forward", "gru"): (8, 2),
+    ("forward", "lstm"): (8, 2),
+    ("backward", "rnn_tanh"): (4, 0),
+    ("backward", "gru"): (8, 0),
+    ("backward", "lstm"): (9, 0),
+}
+
+
+class Kernel(NamedTuple):
+    way: str
+    cell: str
+    element: str  # bf16, f16, tf32
+    hidden: int
+    warps: int
+    resident: int
+    inputs: int  # of x, multiplied in the loop
+    plain: bool
+    registers: int
+    stack: int
+    spilled: int  # bytes
+    step: Counter[str]  # instructions of the loop over time
+
+    def __str__(self) -> str:
+        kind = "plain" if self.plain else "any"
+        inputs = f", {self.inputs} inputs" if self.inputs else ""
+        return f"{self.cell} {self.element} {self.hidden} {self.way}{inputs} {kind}, {self.warps} warps"
+
+    @property
+    def issued(self) -> int:
+        """Instructions of a warp in a step."""
+        return sum(self.step.values())
+
+    def products(self, columns: int) -> int:
+        """Of a warp in a step, with a matrix of so many columns: 16 rows by 32 bytes of it each."""
+        bytes_of_weights = GATES[self.cell] * self.hidden * columns * (4 if self.element == "tf32" else 2)
+        return bytes_of_weights // (self.warps * 16 * 32)
+
+
+def faults(kernel: Kernel) -> list[str]:
+    """What is not as it was planned."""
+    found, step = [], kernel.step
+    if kernel.stack or kernel.spilled:
+        found.append(f"spills {kernel.spilled} bytes, a stack of {kernel.stack}")
+    if kernel.registers * 32 * kernel.warps > REGISTERS:
+        found.append(f"{kernel.registers} registers a thread")
+    if step["HMMA"] != (planned := kernel.products(kernel.hidden + kernel.inputs)):
+        found.append(f"{step['HMMA']} matrix products a step, not {planned}")
+    if step["BAR"] != 1 or not step["LDGSTS"]:
+        found.append(f"{step['BAR']} barriers and {step['LDGSTS']} asynchronous copies a step")
+    return found
+
+
+def compiled(source: Path, sm: str, folder: Path) -> list[Kernel]:
+    """The kernels of a file for sm_{sm}. RuntimeError with nvcc's words."""
+    cubin = folder / f"{source.stem}_{sm}.cubin"
+    target = f"arch=compute_{sm},code=sm_{sm}"
+    command = [*NVCC, "-Xptxas", "-v", "-cubin", source, "-o", cubin, "-gencode", target]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed: {done.stderr.strip()[-2000:]}")
+    used = {name: tuple(map(int, numbers)) for name, *numbers in _USED.findall(done.stderr)}
+    parts = tool("cuobjdump", "-sass", cubin.read_bytes()).split("Function : ")[1:]
+    return [_kernel(name, *used[name], text) for name, text in (part.split(None, 1) for part in parts)]
+
+
+def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> Kernel:
+    is_of = _NAME.search(name)
+    assert is_of, name
+    code = instructions(text)
+    loops = ([of.split(".")[0] for at, of, _ in code if loop.first <= at <= loop.last] for loop in loops_of(code))
+    step = max(map(Counter, loops), key=lambda loop: loop["HMMA"])
+    element = {"f": "tf32", "13__nv_bfloat16": "bf16", "6__half": "f16"}[is_of["element"]]
+    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "resident", "inputs"))
+    cell = CELLS[int(is_of["cell"])]
+    return Kernel(is_of["way"].lower(), cell, element, *sizes, is_of["plain"] != "0", registers, stack, spilled, step)
+
+
+INFERENCE = """
+#include "forward.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class P>
+__global__ void __launch_bounds__(P::threads, 1) inference_kernel(const Forward<typename P::Element> given) {
+  FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
+  auto f = given;
+  f.saved = nullptr, f.cells = nullptr;
+  ForwardLoop<P, true>(f, shared).run();
+}
+
+#define PLAN(...) \\
+  template __global__ void inference_kernel<ForwardPlan<__VA_ARGS__>>(const Forward<ForwardPlan<__VA_ARGS__>::Element>)
+"""
+_TYPES = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "float"}
+
+
+def inference(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
+    """The forward kernels of plain layers, as they are where nothing is saved."""
+    source = folder / "inference.cu"
+    sizes = ((k, ", ".join(map(str, (k.hidden, k.warps, k.resident, k.inputs)))) for k in kernels)
+    plans = (f"PLAN(Cell::{k.cell}, {_TYPES[k.element]}, {of});\n" for k, of in sizes)
+    source.write_text(INFERENCE + "".join(plans) + "}  // namespace fusedrnn::cuda\n")
+    return compiled(source, sm, folder)
+
+
+def cycles(kernel: Kernel) -> tuple[float, float]:
+    """Of issuing a step, and of its chain."""
+    issue = kernel.issued * kernel.warps / SCHEDULERS + BARRIER
+    rows = 16 if kernel.way == "backward" or kernel.cell != "lstm" else 8
+    groups = kernel.hidden // (kernel.warps * rows)
+    tiles = 1 if kernel.way == "backward" else 2 if kernel.cell == "lstm" else GATES[kernel.cell]
+    depth = kernel.products(kernel.hidden) // (groups * tiles)
+    in_a_row = depth // (4 // (groups * tiles) if groups * tiles < 4 else 1)
+    arithmetic, special = CHAINS[kernel.way, kernel.cell]
+    exact = 1 if kernel.element == "bf16" else 2  # exp2 and a reciprocal for each
+    gates = arithmetic * ARITHMETIC + exact * special * SPECIAL
+    return issue, SHARED + in_a_row * MATRIX + gates + SHARED + BARRIER
+
+
+def row(kernel: Kernel) -> str:
+    issue, chain = cycles(kernel)
+    named = ("HMMA", "LDS", "MUFU")
+    counts = ", ".join(str(kernel.step[name]) for name in named)
+    what = str(kernel).replace(" plain", "")
+    expected = max(issue, chain) / CLOCK
+    return f"| {what} | {kernel.issued} | {counts} | {issue:.0f} | {chain:.0f} | {expected:.2f} | |"
+
+
+def print_steps() -> None:
+    print(
+        "| kernel | instructions a warp | HMMA, LDS, MUFU | issue, cycles | chain, cycles | expected, us a step",
+        end=" ",
+    )
+    print("| measured |\n" + "| --- " * 7 + "|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        forward, backward = (compiled(KERNELS / f"{way}.cu", "90a", folder) for way in WAYS)
+        wanted = [k for k in forward if k.plain and k.element != "f16"]
+        shown = [*inference(wanted, "90a", folder), *(k for k in backward if k.plain)]
+    for kernel in sorted(
+        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.hidden)
+    ):
+        if kernel.element != "f16":
+            print(row(kernel))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__.partition("\n")[0])
+    parser.add_argument("gpus", nargs="*", metavar="SM", default=["80", "86", "89", "100"], help="80, 90a, ...")
+    parser.add_argument("--steps", action="store_true", help="print what a step issues and should take")
+    given = parser.parse_args(arguments)
+    if given.steps:
+        print_steps()
+        return 0
+    count, at_fault = 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for sm in given.gpus:
+            for way in WAYS:
+                kernels = compiled(KERNELS / f"{way}.cu", sm, Path(folder))
+                count += len(kernels)
+                for kernel in kernels:
+                    found = faults(kernel)
+                    spills = [what for what in found if what.startswith("spills")]
+                    at_fault += bool(found) if sm.startswith(CUT_FOR) else len(found) > len(spills)
+                    if found:
+                        print(f"sm_{sm} {kernel}: {'; '.join(found)}", flush=True)
+    print(f"{count} CUDA kernels for sm_{', sm_'.join(given.gpus)}, {at_fault} of them at fault")
+    return 1 if at_fault else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

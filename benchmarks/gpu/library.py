@@ -1,0 +1,40 @@
+"""The library of the `cuda` backend, built by nvcc alone for the GPU that is here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+from benchmarks.gpu import micro
+from fusedrnn import _cuda_library
+
+KERNELS = micro.ROOT / "csrc/cuda"
+NVCC = ("nvcc", "-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{KERNELS}")
+_MISSING = "from fusedrnn.dispatch import REGISTRY; print(REGISTRY['cuda'].unavailable_reason() or '')"
+
+
+def build(seconds: float) -> str:
+    """Beside the package, unless one that runs here is there already. Returns what went wrong, or nothing."""
+    if not missing():
+        return ""
+    if not shutil.which("nvcc"):
+        return f"nvcc is not on the path, and {_cuda_library.path()} does not run here: {missing()}"
+    sm = micro.architecture()
+    part = _cuda_library.path().with_suffix(".part")
+    command = [*NVCC, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
+    command += ["-gencode", f"arch=compute_{sm},code=sm_{sm}", *map(str, sorted(KERNELS.glob("*.cu"))), "-o", str(part)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"nvcc took more than {seconds:.0f} s"
+    if done.returncode:
+        return f"nvcc failed: {done.stderr.strip()[-2000:]}"
+    part.rename(_cuda_library.path())
+    return missing()
+
+
+def missing() -> str:
+    """Why a new process cannot use the backend, or nothing."""
+    done = subprocess.run([sys.executable, "-c", _MISSING], cwd=micro.ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()[-500:]

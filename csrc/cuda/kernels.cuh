@@ -1,0 +1,111 @@
+// Which kernels serve a layer, and their launch, behind C functions: fusedrnn/backends/cuda.py calls them. The arguments of
+// a kernel come as 64-bit words in the order of struct Forward or Backward.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "tiles.cuh"
+
+#define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace fusedrnn::cuda {
+
+// As ELEMENTS in fusedrnn/backends/cuda.py.
+enum class ElementType : int64_t { bf16, f16, tf32 };
+
+// f(Element())
+template <class F>
+auto with_element(int64_t type, F f) {
+  switch (static_cast<ElementType>(type)) {
+    case ElementType::bf16:
+      return f(__nv_bfloat16());
+    case ElementType::f16:
+      return f(__half());
+    default:
+      return f(float());
+  }
+}
+
+// Two that serve a cell, that of rnn_tanh rnn_relu as well, and all H up to `hidden`, where a CTA may have `shared` bytes of
+// shared memory: one of plain layers alone, one of all. W_ih x comes from before the loop, or, for I up to `inputs`, is
+// computed in it.
+template <class Arguments>
+struct Kernel {
+  Cell cell;
+  int inputs, hidden, threads, shared;
+  void (*plain)(Arguments), (*any)(Arguments);
+};
+
+// Numbers a row of x has, of a layer that has W_ih x computed in its kernel; else 0.
+template <class Arguments>
+int64_t inputs_of(const Arguments& arguments) {
+  if constexpr (requires { arguments.x; }) return arguments.x.base ? arguments.shape.I : 0;
+  return 0;
+}
+
+template <class Arguments>
+bool is_plain(const Arguments& arguments) {
+  const Shape& s = arguments.shape;
+  if constexpr (requires { arguments.tokens; })
+    if (arguments.tokens.base) return false;
+  return !s.row_offsets && !s.lengths && !s.resets;
+}
+
+template <class P, class Arguments>
+constexpr Kernel<Arguments> kernel_of(void (*plain)(Arguments), void (*any)(Arguments)) {
+  return {P::cell, P::inputs, P::hidden, P::threads, P::shared, plain, any};
+}
+
+template <class Arguments>
+bool serves(const Kernel<Arguments>& kernel, int64_t cell, int64_t inputs, int64_t shared) {
+  const bool fits = inputs == 0 ? kernel.inputs == 0 : kernel.inputs >= inputs;
+  const Cell wanted = static_cast<Cell>(cell);
+  const bool same = is_rnn(kernel.cell) ? is_rnn(wanted) : kernel.cell == wanted;
+  return same && fits && kernel.shared <= shared;
+}
+
+template <class Arguments, size_t count>
+int64_t most_hidden(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs, int64_t shared) {
+  int most = 0;
+  for (const auto& kernel : kernels)
+    if (serves(kernel, cell, inputs, shared)) most = std::max(most, kernel.hidden);
+  return most;
+}
+
+// The first of these, which are in order of their size, that serves the layer: a grid of the batch tiles of all
+// directions. Returns what went wrong, or null.
+template <class Arguments, size_t count>
+const char* launch(const std::array<Kernel<Arguments>, count>& kernels, const int64_t* words, int64_t how_many,
+                   int64_t directions, int64_t columns, int64_t shared, void* stream) {
+  if (how_many * sizeof(int64_t) != sizeof(Arguments) || columns != kColumns)
+    return "the library was built from other sources";
+  Arguments arguments;
+  std::memcpy(&arguments, words, sizeof arguments);
+  const Shape& s = arguments.shape;
+  const int64_t ctas = (s.B + columns - 1) / columns * directions;
+  if (ctas == 0) return nullptr;
+  if (ctas > INT32_MAX || s.T > INT32_MAX) return "the batch or the sequence is too large";
+  const int64_t cell = static_cast<int64_t>(s.cell), inputs = inputs_of(arguments);
+  const auto* const kernel = std::find_if(kernels.begin(), kernels.end(), [&](const auto& k) {
+    return k.hidden >= s.H && serves(k, cell, inputs, shared);
+  });
+  if (kernel == kernels.end()) return "no kernel serves this layer";
+  cudaLaunchConfig_t config;
+  std::memset(static_cast<void*>(&config), 0, sizeof config);
+  config.gridDim = dim3(static_cast<unsigned>(ctas)), config.blockDim = dim3(kernel->threads);
+  config.dynamicSmemBytes = kernel->shared, config.stream = static_cast<cudaStream_t>(stream);
+  auto* const run = is_plain(arguments) ? kernel->plain : kernel->any;
+  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(run),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, run, arguments);
+  if (const cudaError_t last = cudaGetLastError(); error == cudaSuccess) error = last;
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,251 @@
+"""The CUDA kernels (csrc/cuda): a whole sequence in one launch, of layers whose recurrent weights one processor holds.
+
+A CTA takes 8 rows of the batch in one direction. The products that need no state are torch's: x W_ih before the loop
+unless the schedule is concat, the gradients of weights and of x after it; those of the biases are summed in the loop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedrnn import _cuda_library, checks, gradients
+from fusedrnn.backends import hoisted
+from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
+from fusedrnn.call import Call
+from fusedrnn.cells import cells_shape, saved_shape, state_dtype
+
+# The kernels built for the CPU take CPU tensors.
+ON_HOST = not _cuda_library.reason() and bool(_cuda_library.function("on_host")())
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
+ELEMENTS = (torch.bfloat16, torch.float16, torch.float32)  # as enum ElementType in csrc/cuda/kernels.cuh
+BATCH_TILE = 8  # rows of a CTA, as kColumns in csrc/cuda/tiles.cuh
+WHOLE = 16  # bytes that are copied at once
+HOPPER_SHARED = 227 << 10  # bytes of shared memory that a CTA may have
+
+
+class CudaBackend(Backend):
+    name = "cuda"
+    devices = frozenset(("cpu",) if ON_HOST else ("cuda",))
+    dtypes = frozenset(ELEMENTS)
+    cells = frozenset(CELLS)
+    features = frozenset(("bidirectional", "tokens", "packed", "lengths", "resets"))
+    schedules = frozenset(("concat", "hoisted"))
+
+    def unavailable_reason(self) -> str | None:
+        return _cuda_library.reason() or _missing(None if ON_HOST else _device()) or None
+
+    def not_supported_reasons(self, problem: Problem) -> list[str]:
+        reasons = super().not_supported_reasons(problem)
+        if problem.dtype == torch.float32 and problem.precision != "tf32":
+            reasons.append("float32 is multiplied as TF32, which torch's settings do not allow")
+        if problem.dtype in ELEMENTS and problem.H * problem.dtype.itemsize % WHOLE:
+            reasons.append(f"H={problem.H} is not a multiple of {WHOLE // problem.dtype.itemsize}")
+        if not reasons:
+            passes = ("forward", "backward") if problem.save == "full" else ("forward",)
+            reasons += filter(None, (_beyond_its_kernels(way, problem) for way in passes))
+        return reasons
+
+    def schedule(self, problem: Problem) -> str:
+        """Hoisted unless the other is forced: no GPU has been asked yet."""
+        return "concat" if problem.schedule == "concat" else "hoisted"
+
+    def forward(self, call: Call) -> Outputs:
+        self._refuse(call)
+        y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
+        absent: tuple[Tensor | None, int, int] = (None, 0, 0)
+        with hoisted.on_its_device(call):
+            w_ih, bias = hoisted.stacked([w.w_ih for w in call.weights]), hoisted.input_bias(call)
+            gates, tokens, x_rows, I = absent, absent, absent, call.I
+            if _concat(call.schedule, call.tokens):
+                I = _padded(call.I, call.dtype)
+                x, w_ih = (_whole(F.pad(t, (0, I - call.I)) if I > call.I else t) for t in (call.x, w_ih))
+                x_rows = _rows(call, x)
+            else:
+                source = hoisted.input_gates(call, w_ih.flatten(0, 1), bias)
+                gates = (source, 0, source.stride(0)) if call.tokens else _rows(call, source)
+                tokens = _rows(call, call.x) if call.tokens else absent
+            biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
+            operands = (
+                *_shape(call, I),
+                call.R,
+                *(*gates, *tokens),
+                hoisted.stacked([w.w_hh for w in call.weights]),
+                hoisted.stacked(biases) if biases else None,
+                call.h0.contiguous(),
+                None if call.c0 is None else call.c0.contiguous(),
+                *_rows(call, y),
+                *(h_n, c_n, saved, cells),
+                *(*x_rows, w_ih, bias),
+            )
+            _launch("forward", call, operands)
+        return outputs
+
+    def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
+        self._refuse(call, dy, dh_n, dc_n, y, saved, cells)
+        D, R, H, like = call.D, call.R, call.H, call.weights[0].w_ih
+        width = H * max(1, len(call.spec.saved))
+        dgates, before = like.new_empty(D, R, width), like.new_empty(D, R, H)
+        dh0 = torch.empty_like(call.h0, memory_format=torch.contiguous_format)
+        dc0 = torch.empty_like(dh0) if call.c0 is not None else None
+        tiles = -(-call.B // BATCH_TILE)
+        sums = like.new_empty(D, tiles, width, dtype=torch.float32)
+        with hoisted.on_its_device(call):
+            operands = (
+                *_shape(call, call.I),
+                R,
+                *((None, 0, 0) if dy is None else _rows(call, _whole(dy))),
+                *(None if given is None else given.contiguous() for given in (dh_n, dc_n)),
+                hoisted.stacked([w.w_hh for w in call.weights]),
+                *_rows(call, _whole(y)),
+                _whole(call.h0),
+                None if call.c0 is None else _whole(call.c0.float()),
+                like.new_zeros(H, dtype=torch.float32),
+                *(_whole(saved), _whole(cells)),
+                *(dgates, before, dh0, dc0, sums),
+            )
+            _launch("backward", call, operands)
+            inputs = dgates[..., : len(call.spec.gates) * H]
+            grads: list[Tensor | None] = [hoisted.input_gradient(call, inputs) if wanted & 1 else None, dh0, dc0]
+            x = hoisted.flat_rows(call)
+            for d in range(D):
+                if not wanted >> 3 + 5 * d & 31:
+                    grads += [None] * 5
+                    continue
+                recurrent, biases = _by_gates(call, dgates[d], before[d], sums[d].sum(0))
+                grads += (*gradients.of_weights(call, x, inputs[d], recurrent, biases), None)
+        return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
+
+    def _refuse(self, call: Call, *of_backward: Tensor | None) -> None:
+        """What does not fit, or is not served: `select` never sends it here, a call of the raw op may."""
+        if reasons := self.not_supported_reasons(Problem.of(call)):
+            raise BackendError(f"cuda: {'; '.join(reasons)}")
+        if misfit := _misfit(call, of_backward):
+            raise ValueError(f"cuda: {misfit}")
+
+
+def _by_gates(call: Call, dgates: Tensor, before: Tensor, sums: Tensor) -> tuple:
+    """The two last arguments of gradients.of_weights. dgates [N, blocks*H] and their sums over all rows: of the GRU's
+    four blocks W_hn sees the last one, W_in the one before."""
+    H, sums = call.H, sums.to(call.dtype)
+    if call.cell != "gru":
+        return ((dgates, before),), (sums, sums.clone())
+    recurrent = (dgates[:, : 2 * H], before), (dgates[:, 3 * H :], before)
+    return recurrent, (sums[: 3 * H].clone(), torch.cat((sums[: 2 * H], sums[3 * H :])))
+
+
+def _launch(way: str, call: Call, operands: Sequence[Tensor | int | None]) -> None:
+    """operands: the words of struct Forward or Backward (csrc/cuda), a tensor standing for its address."""
+    words = (ctypes.c_int64 * len(operands))(
+        *(0 if word is None else word.data_ptr() if isinstance(word, Tensor) else word for word in operands)
+    )
+    stream = 0 if ON_HOST else torch.cuda.current_stream().cuda_stream
+    element, address = ELEMENTS.index(call.dtype), ctypes.addressof(words)
+    run = _cuda_library.function(way)
+    if error := run(element, address, len(words), call.D, BATCH_TILE, _shared(), stream):
+        raise RuntimeError(f"cuda: {error.decode()}")
+
+
+def _concat(schedule: str, tokens: bool) -> bool:
+    """Whether x is multiplied in the kernel. Of tokens, a row of the table is the product."""
+    return schedule == "concat" and not tokens
+
+
+def _padded(I: int, dtype: torch.dtype) -> int:
+    """I, so that a row is whole 16 bytes."""
+    of_whole = WHOLE // dtype.itemsize
+    return -(-I // of_whole) * of_whole
+
+
+def _beyond_its_kernels(way: str, problem: Problem) -> str:
+    """Why no kernel is large enough, or nothing."""
+    concat = way == "forward" and _concat(problem.schedule, problem.tokens)
+    inputs = _padded(problem.I, problem.dtype) if concat else 0
+    most = _most_hidden(way, problem.cell, problem.dtype, inputs, _shared())
+    if most >= problem.H:
+        return ""
+    kernels = f"{way} with I={problem.I} in the loop" if concat else way
+    return f"H={problem.H}, {kernels} holds at most {most} units"
+
+
+def _shape(call: Call, I: int) -> tuple:
+    of_rows = (None if t is None else t.contiguous() for t in (call.row_offsets, call.lengths, call.resets))
+    return (CELLS.index(call.cell), call.T, call.B, I, call.H, int(call.reverse[0]), *of_rows)
+
+
+def _rows(call: Call, t: Tensor) -> tuple[Tensor, int, int]:
+    return (t, *hoisted.strides(call, t))
+
+
+def _whole(t: Tensor) -> Tensor:
+    """Itself where its rows are dense and begin at whole 16 bytes, else a copy of which that holds."""
+    places = (t.data_ptr(), *(stride * t.element_size() for stride in t.stride()[:-1]))
+    if t.stride(-1) == 1 and not any(at % WHOLE for at in places):
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
+
+
+def _misfit(call: Call, of_backward: Sequence[Tensor | None]) -> str:
+    """What of the operands lies elsewhere or has other sizes than the kernels would follow, or nothing."""
+    if found := checks.weights(call.cell, call.weights, call.D):
+        return found
+    T, B, D, H, dtype, device = call.T, call.B, call.D, call.H, call.dtype, call.x.device
+    leading = (call.R,) if call.row_offsets is not None else (T, B)
+    state, rows = (D, B, H), (*leading, D * H)
+    expected: list[tuple] = [
+        ("w_ih", call.weights[0].w_ih, (len(call.spec.gates) * H, call.I), dtype),
+        ("x", call.x, leading if call.tokens else (*leading, call.I), torch.int64 if call.tokens else dtype),
+        ("h0", call.h0, state, dtype),
+        ("c0", call.c0, state, dtype),
+        ("row_offsets", call.row_offsets, (T,), torch.int64),
+        ("lengths", call.lengths, (B,), torch.int64),
+        ("resets", call.resets, (T, B), torch.bool),
+    ]
+    if (call.c0 is None) != (call.spec.states == 1):
+        return "c0: expected one of an lstm alone"
+    if call.row_offsets is not None and call.lengths is None:
+        return "lengths: expected those of the packed rows"
+    if of_backward:
+        shapes = saved_shape(call.spec, "full", D, call.R, H), cells_shape(call.spec, "full", D, T, call.R, B, H)
+        names, like = ("dy", "dh_n", "dc_n", "y", "saved"), (rows, state, state, rows, shapes[0])
+        expected += zip(names, of_backward, like, (dtype,) * len(names), strict=False)
+        expected.append(("cells", of_backward[-1], shapes[1], state_dtype(dtype)))
+    misfits = (checks.tensor(name, t, shape, of, device) for name, t, shape, of in expected if t is not None)
+    return next(filter(None, misfits), "")
+
+
+def _device() -> int:
+    return torch.cuda.current_device() if torch.cuda.is_available() else -1
+
+
+@functools.cache
+def _missing(device: int | None) -> str:
+    """Why the kernels do not run on this device, or nothing. None: the CPU."""
+    if device is None:
+        return ""
+    if device < 0:
+        return "torch sees no GPU"
+    return (_cuda_library.function("missing")() or b"").decode()
+
+
+def _shared() -> int:
+    """Bytes of shared memory that a CTA may have."""
+    return HOPPER_SHARED if ON_HOST else _shared_of(_device())
+
+
+@functools.cache
+def _shared_of(device: int) -> int:
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin
+
+
+@functools.cache
+def _most_hidden(way: str, cell: str, dtype: torch.dtype, inputs: int, shared: int) -> int:
+    """The largest H that a kernel serves; inputs: those of x that are multiplied in it."""
+    return _cuda_library.function(f"{way}_hidden")(ELEMENTS.index(dtype), CELLS.index(cell), inputs, shared)

@@ -1,0 +1,79 @@
+"""What the backends of a GPU have torch do around a loop over time: the products that need no state, in one each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedrnn.call import Call
+
+
+def input_bias(call: Call) -> Tensor | None:
+    """Of all directions [D*G*H], both biases where they simply add; of the GRU r multiplies b_hn, which stays apart."""
+    added = 2 * call.H if call.cell == "gru" else None
+    sums = []
+    for w in call.weights:
+        if w.b_ih is None or w.b_hh is None:
+            return None
+        both = w.b_ih.clone()
+        both[:added] += w.b_hh[:added]
+        sums.append(both)
+    return torch.cat(sums)
+
+
+def input_gates(call: Call, w_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """x W_ih + b, in the order of x's memory [T, B, D*G*H] (packed [R, D*G*H]), or for tokens the table [I, D*G*H].
+    w_ih [D*G*H, I], bias [D*G*H]."""
+    if call.tokens:
+        x = flat_rows(call)
+        torch._assert_async(((x >= 0) & (x < call.I)).all(), "token outside the vocabulary")  # on a GPU without waiting
+        table = w_ih.t().contiguous()
+        return table if bias is None else table.add_(bias)
+    if call.row_offsets is None and call.x.stride(0) < call.x.stride(1):
+        return F.linear(call.x.transpose(0, 1), w_ih, bias).transpose(0, 1)
+    return F.linear(call.x, w_ih, bias)
+
+
+def flat_rows(call: Call) -> Tensor:
+    """x as flat rows [R, I], tokens [R], zero where they are not active."""
+    if call.row_offsets is not None:
+        return call.x
+    x = call.x
+    if call.lengths is not None:
+        active = torch.arange(call.T, device=x.device)[:, None] < call.lengths
+        x = torch.where(active if call.tokens else active[..., None], x, torch.zeros_like(x))
+    return x.flatten(0, 1)
+
+
+def input_gradient(call: Call, dgates: Tensor) -> Tensor:
+    """dgates W_ih, both directions in one product."""
+    both = dgates[0] if call.D == 1 else torch.cat(tuple(dgates), -1)
+    dx = (both @ torch.cat([w.w_ih for w in call.weights])).view(call.x.shape)
+    return call.new_rows(call.I).copy_(dx) if call.batch_first else dx
+
+
+def strides(call: Call, rows: Tensor) -> tuple[int, int]:
+    """Elements from step to step and from row to row."""
+    return (0, rows.stride(0)) if call.row_offsets is not None else (rows.stride(0), rows.stride(1))
+
+
+def stacked(of_directions: list[Tensor]) -> Tensor:
+    """[D, ...]; without a copy of one direction alone."""
+    return of_directions[0].contiguous().unsqueeze(0) if len(of_directions) == 1 else torch.stack(of_directions)
+
+
+@contextlib.contextmanager
+def on_its_device(call: Call) -> Iterator[None]:
+    """On the device of the operands, with torch's own products in the precision of the call."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    with torch.cuda.device(call.x.device) if call.x.is_cuda else contextlib.nullcontext():
+        settings.fp32_precision = call.precision
+        try:
+            yield
+        finally:
+            settings.fp32_precision = before

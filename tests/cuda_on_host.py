@@ -1,0 +1,192 @@
+"""The `cuda` backend with its kernels built for the CPU, on CPU tensors: FUSEDRNN_CUDA_LIBRARY=... pytest
+tests/cuda_on_host.py. test_cuda_host.py builds them and runs it in a process of its own.
+
+Each launch draws another schedule of its threads and copies. tanh and exp2 are rounded here; on a GPU they are not.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+import whole
+from problems import Sample, assert_close_to_float64, assert_equal, backward, cases, forward, run
+
+import fusedrnn
+from benchmarks.gpu import sanitizer
+from fusedrnn.backends import cuda as backend
+from fusedrnn.backends.base import BackendError, Problem
+from fusedrnn.dispatch import REGISTRY, explain, select
+
+assert backend.ON_HOST, "run with FUSEDRNN_CUDA_LIBRARY"
+
+SIZES = (
+    dict(T=1, B=1, I=1, H=8),
+    dict(T=6, B=0, I=3, H=8),
+    dict(T=3, B=17, I=5, H=64),  # three batch tiles, the last of one row
+    dict(T=5, B=3, I=7, H=16, saturating=True),
+    dict(T=4, B=5, I=6, H=24, strided=True),
+    dict(T=4, B=3, I=4, H=8, reverse=True),
+    dict(T=4, B=3, I=5, H=24, D=2, bias=False, batch_first=True),
+    dict(T=5, B=4, I=27, H=24, tokens=True, D=2, lengths="packed"),
+    dict(T=4, B=4, I=27, H=24, tokens=True, D=2, resets=True, batch_first=True),
+    dict(T=5, B=5, I=6, H=24, D=2, resets=True, lengths="given"),
+    dict(T=5, B=4, I=6, H=16, D=2, resets=True, lengths="packed"),
+    dict(T=7, B=9, I=6, H=40),
+)
+LARGEST = {  # of 16 bits, of TF32 with gradients, of TF32
+    "rnn_tanh": (256, 128, 256),
+    "gru": (192, 128, 128),
+    "lstm": (128, 64, 128),
+}
+TF32 = 8 * 2.0**-11  # operands of products lose 13 bits, half of the last one left
+SAMPLES = [Sample(cell, **size) for cell in backend.CELLS for size in SIZES]
+SMOOTH = [sample for sample in SAMPLES if sample.cell != "rnn_relu"]
+FEW = [Sample(cell, **SIZES[k]) for cell, k in zip(backend.CELLS, (9, 10, 8, 7), strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill what torch.empty returns with NaN, so that an element no kernel writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(["cuda"], torch.bfloat16, SMOOTH))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_error_is_at_most_twice_that_of_torch(sample, name, dtype):
+    assert_close_to_float64(sample, name, dtype, draws=8 if sample.saturating else 2)
+
+
+@pytest.mark.parametrize("sample", SMOOTH, ids=str)
+def test_tf32_is_that_near(sample):
+    assert_tf32_is_near(sample)
+
+
+def assert_tf32_is_near(sample):
+    """torch multiplies float32 as it is on a CPU."""
+    found = run(sample, "cuda", torch.float32, precision="tf32")
+    assert_equal(found, run(sample, "reference", torch.float32), TF32)
+
+
+@pytest.mark.parametrize("sample", [sample for sample in SAMPLES if sample not in SMOOTH], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.03), (torch.float16, 4e-3), (torch.float32, 4e-3)])
+def test_relu(sample, dtype, tolerance):
+    """Gradients are those of the units that were positive; by rounding others may be than in float64."""
+    call, exact = (sample.call(of)._replace(precision="tf32") for of in (dtype, torch.float64))
+    outputs = forward(call, "cuda")
+    wide = tuple(t.double() for t in outputs)
+    cotangents = sample.cotangents(outputs[:3])
+    grads = backward(call, "cuda", cotangents, outputs)
+    want = (*forward(exact, "reference")[:3], *backward(exact, "reference", sample.cotangents(wide[:3]), wide))
+    assert_equal(dict(enumerate((*outputs[:3], *grads))), dict(enumerate(want)), tolerance)
+
+
+SMALL = (*(SIZES[k] for k in (1, 5, 6, 7, 9, 10)), dict(T=3, B=9, I=32, H=128))
+CONCAT = [Sample(cell, **size, schedule="concat") for cell in LARGEST for size in SMALL]
+
+
+@pytest.mark.parametrize("sample", CONCAT, ids=str)
+def test_x_and_h_in_one_step(sample):
+    assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=2)
+    if sample.cell != "lstm" or sample.H < 128:
+        assert_tf32_is_near(dataclasses.replace(sample, H=min(sample.H, 64)))
+
+
+@pytest.mark.parametrize("cell", LARGEST)
+def test_the_largest_kernels(cell):
+    sizes = dict(T=3, B=3, I=12)
+    in_16_bits, with_gradients, alone = LARGEST[cell]
+    for H in (128, in_16_bits - 8, in_16_bits):
+        assert_close_to_float64(Sample(cell, **sizes, H=H), "cuda", torch.bfloat16, draws=2)
+    assert_tf32_is_near(Sample(cell, **sizes, H=with_gradients))
+    sample = Sample(cell, **sizes, H=alone, save="none")
+    calls = (sample.call(torch.float32)._replace(precision=of) for of in ("tf32", "ieee"))
+    found, want = (dict(enumerate(forward(call, name)[:3])) for call, name in zip(calls, ("cuda", "cpu"), strict=True))
+    assert_equal(found, want, TF32)
+
+
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_forward_of_one_backend_with_backward_of_another(sample):
+    want = run(sample, "reference", torch.bfloat16)
+    assert_equal(run(sample, "cuda", torch.bfloat16, backward_on="reference"), want, 0.03)
+    assert_equal(run(sample, "reference", torch.bfloat16, backward_on="cuda"), want, 0.03)
+
+
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_results_repeat_and_saving_changes_no_output(sample):
+    whole.repeats_and_saving_changes_no_output(sample, "cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_absent_and_expanded_cotangents_and_single_gradients(sample):
+    whole.takes_any_cotangents_and_gives_single_gradients(sample, "cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_inputs_are_not_written_and_outputs_share_no_memory(sample):
+    whole.writes_no_input_and_shares_no_memory(sample, "cuda", torch.bfloat16)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_modules_train_on_it(name, packed):
+    module = getattr(fusedrnn, name)(5, 8, num_layers=2, bidirectional=True, backend="cuda", dtype=torch.float16)
+    whole.trains(module, packed, 0.02)
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_a_gradient_for_each_sample(name):
+    whole.gives_a_gradient_for_each_sample(getattr(fusedrnn, name)(5, 8, backend="cuda", dtype=torch.float16), 0.02)
+
+
+def test_the_layers_for_the_sanitizer():
+    sanitizer.main("cpu")
+
+
+def test_what_it_serves_and_why_not():
+    problem = Problem("gru", "cpu", torch.bfloat16, T=3, B=2, I=4, H=64, save="full")
+    assert select(problem, "cuda") == "cuda" and select(problem) == "cpu"
+    assert explain(problem, "cuda").startswith("gru bfloat16 T=3 B=2 I=4 H=64 on cpu: cuda, schedule hoisted")
+    reasons = {
+        "H=60 is not a multiple of 8": dict(H=60),
+        "H=200, forward holds at most 192 units": dict(H=200),
+        "H=128, backward holds at most 64 units": dict(H=128, cell="lstm", dtype=torch.float32, precision="tf32"),
+        "H=62 is not a multiple of 4": dict(H=62, dtype=torch.float32, precision="tf32"),
+        "float32 is multiplied as TF32": dict(dtype=torch.float32),
+        "dtype float64": dict(dtype=torch.float64),
+        "cell gru_reset_before": dict(cell="gru_reset_before"),
+        "lean is not supported": dict(save="lean"),
+        "H=64, forward with I=33 in the loop holds at most 0 units": dict(schedule="concat", I=33),
+    }
+    for reason, changes in reasons.items():
+        with pytest.raises(BackendError, match=reason):
+            select(dataclasses.replace(problem, **changes), "cuda")
+
+
+def test_what_does_not_fit_is_refused():
+    call = Sample("lstm", T=3, B=2, I=5, H=8, D=2).call(torch.bfloat16)
+    misfits = {
+        "h0: expected": dict(h0=call.h0.float()),
+        "x: expected torch.bfloat16 .3, 1, 5.": dict(h0=call.h0[:, :1]),
+        "c0: expected one": dict(c0=None),
+        "x: expected": dict(x=call.x.float()),
+        "lengths: expected": dict(lengths=torch.ones(3, dtype=torch.int64)),
+        "resets: expected": dict(resets=torch.zeros(2, 3, dtype=torch.bool)),
+        "w_hh: expected": dict(weights=(call.weights[0], call.weights[1]._replace(w_hh=call.weights[1].w_hh[:, 1:]))),
+        "w_ih: expected": dict(x=call.x[..., :4].contiguous(), weights=(call.weights[0]._replace(w_ih=call.x),) * 2),
+    }
+    for message, changes in misfits.items():
+        with pytest.raises((ValueError, BackendError), match=message):
+            REGISTRY["cuda"].forward(call._replace(**changes))
+    outputs = forward(call, "cuda")
+    for k in (0, 3, 4):
+        short = [t[..., :-1] if j == k else t for j, t in enumerate(outputs)]
+        with pytest.raises(ValueError, match="expected"):
+            REGISTRY["cuda"].backward(call, None, None, None, short[0], *short[3:], -1)
+
+
+def test_tokens_outside_the_vocabulary_are_refused():
+    call = Sample("gru", T=2, B=1, I=3, H=8, tokens=True).call(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="token outside the vocabulary"):
+        REGISTRY["cuda"].forward(call._replace(x=call.x + 3))

@@ -1,0 +1,92 @@
+"""The stages of `make gpu` for the CUDA kernels, without a GPU: building them, and the sanitizer's verdict."""
+
+import pytest
+
+from benchmarks.gpu import library, micro, sanitizer, stages
+from fusedrnn import _cuda_library
+from fusedrnn.dispatch import REGISTRY
+
+
+@pytest.fixture
+def a_folder_of_tools(tmp_path, monkeypatch):
+    """Alone on the path; a tool in it says something and ends with a status."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+
+    def make(name: str, script: str) -> None:
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+
+    return make
+
+
+def test_a_library_that_runs_here_is_kept(monkeypatch, a_folder_of_tools):
+    monkeypatch.setattr(library, "missing", lambda: "")
+    assert library.build(10) == ""
+
+
+def test_a_library_is_built_for_the_gpu_that_is_here(tmp_path, monkeypatch, a_folder_of_tools):
+    path, reasons = tmp_path / "_cuda.so", iter(("it is not there", ""))
+    monkeypatch.setattr(_cuda_library, "path", lambda: path)
+    monkeypatch.setattr(library, "missing", lambda: next(reasons))
+    monkeypatch.setattr(micro, "architecture", lambda: "90a")
+    a_folder_of_tools("nvcc", 'while [ "$1" != -o ]; do arguments="$arguments $1"; shift; done; echo $arguments > "$2"')
+    assert library.build(10) == ""
+    assert "arch=compute_90a,code=sm_90a" in path.read_text() and "forward.cu" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("", "nvcc is not on the path"), ("echo no such file >&2; exit 2", "nvcc failed: no such file"),
+     ("/bin/sleep 5", "nvcc took more than 1 s")],
+)  # fmt: skip
+def test_what_is_said_where_it_cannot_be_built(script, said, tmp_path, monkeypatch, a_folder_of_tools):
+    monkeypatch.setattr(_cuda_library, "path", lambda: tmp_path / "_cuda.so")
+    monkeypatch.setattr(library, "missing", lambda: "torch sees no GPU")
+    monkeypatch.setattr(micro, "architecture", lambda: "90a")
+    if script:
+        a_folder_of_tools("nvcc", script)
+    assert library.build(1).startswith(said)
+
+
+def test_why_the_backend_is_missing_is_asked_of_a_new_process():
+    assert library.missing() == (REGISTRY["cuda"].unavailable_reason() or "")
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "said"),
+    [
+        ("exit 0", "passed", ""),
+        ("echo 1 error; exit 9", "failed", "1 error"),
+        ("echo Device not supported; exit 9", "skipped", "Device not supported"),
+        ("echo no GPU >&2; exit 1", "skipped", "no GPU"),
+        ("/bin/sleep 5", "skipped", "it took more than 1 s"),
+        (None, "skipped", "compute-sanitizer is not on the path"),
+    ],
+)
+def test_the_verdict_of_the_sanitizer(script, outcome, said, monkeypatch, a_folder_of_tools):
+    monkeypatch.setattr(REGISTRY["cuda"], "unavailable_reason", lambda: None)
+    if script is not None:
+        a_folder_of_tools("compute-sanitizer", script)
+    found = sanitizer.run("memcheck", 1)
+    assert (found["tool"], found["outcome"], found["said"]) == ("memcheck", outcome, said)
+
+
+def test_without_the_kernels_there_is_nothing_to_check(a_folder_of_tools):
+    a_folder_of_tools("compute-sanitizer", "exit 0")
+    if reason := REGISTRY["cuda"].unavailable_reason():
+        assert sanitizer.run("racecheck", 1) == {
+            "tool": "racecheck",
+            "outcome": "skipped",
+            "seconds": 0.0,
+            "said": reason,
+        }
+
+
+def test_the_stage_keeps_the_verdicts_and_fails_with_them(tmp_path, monkeypatch):
+    verdicts = {"memcheck": "passed", "racecheck": "failed"}
+    monkeypatch.setattr(sanitizer, "run", lambda tool, seconds: {"tool": tool, "outcome": verdicts[tool]})
+    place = stages.Place(tmp_path)
+    assert stages.run_sanitizer(place, stages.time.monotonic() + 5) == 1
+    assert '"racecheck"' in place.file("sanitizer").read_text()
