@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedrnn import _cuda_library, checks, gradients
+from fusedrnn import _cuda_library, checks
 from fusedrnn.backends import hoisted
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call
@@ -71,13 +71,12 @@ class CudaBackend(Backend):
                 source = hoisted.input_gates(call, w_ih.flatten(0, 1), bias)
                 gates = (source, 0, source.stride(0)) if call.tokens else _rows(call, source)
                 tokens = _rows(call, call.x) if call.tokens else absent
-            biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
             operands = (
                 *_shape(call, I),
                 call.R,
                 *(*gates, *tokens),
                 hoisted.stacked([w.w_hh for w in call.weights]),
-                hoisted.stacked(biases) if biases else None,
+                hoisted.reset_bias(call),
                 call.h0.contiguous(),
                 None if call.c0 is None else call.c0.contiguous(),
                 *_rows(call, y),
@@ -112,15 +111,11 @@ class CudaBackend(Backend):
             )
             _launch("backward", call, operands)
             inputs = dgates[..., : len(call.spec.gates) * H]
-            grads: list[Tensor | None] = [hoisted.input_gradient(call, inputs) if wanted & 1 else None, dh0, dc0]
-            x = hoisted.flat_rows(call)
-            for d in range(D):
-                if not wanted >> 3 + 5 * d & 31:
-                    grads += [None] * 5
-                    continue
-                recurrent, biases = _by_gates(call, dgates[d], before[d], sums[d].sum(0))
-                grads += (*gradients.of_weights(call, x, inputs[d], recurrent, biases), None)
-        return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
+
+            def of_direction(d: int) -> tuple:
+                return _by_gates(call, dgates[d], before[d], sums[d].sum(0))
+
+            return hoisted.all_gradients(call, inputs, dh0, dc0, wanted, of_direction)
 
     def _refuse(self, call: Call, *of_backward: Tensor | None) -> None:
         """What does not fit, or is not served: `select` never sends it here, a call of the raw op may."""

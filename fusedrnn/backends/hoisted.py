@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusedrnn import gradients
 from fusedrnn.call import Call
 
 
@@ -23,6 +24,12 @@ def input_bias(call: Call) -> Tensor | None:
         both[:added] += w.b_hh[:added]
         sums.append(both)
     return torch.cat(sums)
+
+
+def reset_bias(call: Call) -> Tensor | None:
+    """b_hn of the GRU's directions [D, H], which r multiplies; None of other cells and without biases."""
+    biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
+    return stacked(biases) if biases else None
 
 
 def input_gates(call: Call, w_ih: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,6 +71,26 @@ def strides(call: Call, rows: Tensor) -> tuple[int, int]:
 def stacked(of_directions: list[Tensor]) -> Tensor:
     """[D, ...]; without a copy of one direction alone."""
     return of_directions[0].contiguous().unsqueeze(0) if len(of_directions) == 1 else torch.stack(of_directions)
+
+
+def all_gradients(
+    call: Call,
+    dgates: Tensor,
+    dh0: Tensor,
+    dc0: Tensor | None,
+    wanted: int,
+    of_direction: Callable[[int], tuple[gradients.Recurrent, tuple[Tensor, Tensor] | None]],
+) -> tuple[Tensor | None, ...]:
+    """What Backend.backward returns. dgates [D, R, G*H] as W_ih sees them; of_direction gives the two last arguments of
+    gradients.of_weights."""
+    found: list[Tensor | None] = [input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
+    x = flat_rows(call)
+    for d in range(call.D):
+        if wanted >> 3 + 5 * d & 31:
+            found += (*gradients.of_weights(call, x, dgates[d], *of_direction(d)), None)
+        else:
+            found += [None] * 5
+    return tuple(g if wanted >> k & 1 else None for k, g in enumerate(found))
 
 
 @contextlib.contextmanager

@@ -76,12 +76,11 @@ class TritonBackend(Backend):
                 source = call.x if call.x.stride(-1) == 1 else call.x.contiguous()
             else:
                 source = hoisted.input_gates(call, w_ih.flatten(0, 1), bias)
-            biases = [w.b_hh[2 * call.H :] for w in call.weights if call.cell == "gru" and w.b_hh is not None]
             source_step, source_batch = (0, source.stride(0)) if call.tokens else hoisted.strides(call, source)
             token_step, token_batch = hoisted.strides(call, call.x)
             operands = _operands(call, y) | dict(
                 source=source, tokens=call.x, w_ih=w_ih, bias=bias,
-                b_hn=hoisted.stacked(biases) if biases else None, h_n=h_n, c_n=c_n, saved=saved, cells=cells, I=call.I,
+                b_hn=hoisted.reset_bias(call), h_n=h_n, c_n=c_n, saved=saved, cells=cells, I=call.I,
                 source_step=source_step, source_batch=source_batch, token_step=token_step, token_batch=token_batch,
             )  # fmt: skip
             constants = _constants(call) | dict(
@@ -110,16 +109,12 @@ class TritonBackend(Backend):
             )  # fmt: skip
             constants = _constants(call) | dict(DY=dy is not None, DH_N=dh_n is not None, DC_N=dc_n is not None)
             self._launch("backward", problem, call, operands, constants)
-            grads: list[Tensor | None] = [hoisted.input_gradient(call, dgates) if wanted & 1 else None, dh0, dc0]
-            x = hoisted.flat_rows(call)
-            for d in range(D):
-                if not wanted >> 3 + 5 * d & 31:
-                    grads += [None] * 5
-                    continue
+
+            def of_direction(d: int) -> tuple:
                 of_reset = reset_h[d] if call.cell == "gru_reset_before" else None
-                recurrent = gradients.recurrent(call, dgates_h[d], before[d], of_reset)
-                grads += (*gradients.of_weights(call, x, dgates[d], recurrent), None)
-        return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
+                return gradients.recurrent(call, dgates_h[d], before[d], of_reset), None
+
+            return hoisted.all_gradients(call, dgates, dh0, dc0, wanted, of_direction)
 
     def _launch(
         self, kernel: str, problem: Problem, call: Call, operands: dict[str, Any], constants: dict[str, Any]
