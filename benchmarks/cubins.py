@@ -3,8 +3,9 @@
 python -m benchmarks.cubins [SM ...]   every kernel for 80, 86, 89 and 100, or the GPUs named; status 1 for a fault
 python -m benchmarks.cubins --steps    a Markdown table of a step of inference, and of backward, on an H200
 
-Expected is the longer of two. Issuing: the instructions of a step in the machine code, on four schedulers, and the
-barrier. The chain: reading the state, products that wait for each other, gates, writing the state, the barrier.
+Expected is the longest of three. Issuing: the instructions of a step in the machine code, on four schedulers, and the
+barrier. Memory: what warps read from shared memory, of the weights and of the state. The chain: reading the state,
+products that wait for each other, gates, writing the state, the barrier.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ from benchmarks.loops import BARRIER, CLOCK, SCHEDULERS, instructions, loops_of
 
 WAYS = ("forward", "backward")
 REGISTERS = 65536  # of a multiprocessor
+OF_GATES = 100  # multiplications and additions of the gates of a thread, at most
 CUT_FOR = "90"  # elsewhere a spill is told and no fault
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 _NAME = re.compile(
-    r"(?P<way>Forward|Backward)PlanI\w*?CellE(?P<cell>\d)E(?P<element>f|\d+(?:__nv_bfloat16|__half))"
+    r"(?P<way>Forward|Backward)PlanI\w*?CellE(?P<cell>\d)E"
+    r"(?P<kind>13__nv_bfloat16|6__half|NS0_4Tf32E|NS0_4IeeeILi(?P<rows>\d)EEE)"
     r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<resident>\d+)E(?:Li(?P<inputs>\d+)E)?Li\d+E+(?:Lb(?P<plain>[01]))?"
 )
 _USED = re.compile(
     r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.DOTALL
 )
 
-# Cycles of the H100, published but for the last two, which are guesses.
+# Cycles of the H100, published but for the last two, which are guesses; bytes a cycle from shared memory.
 MATRIX, SHARED, SPECIAL, ARITHMETIC = 24, 30, 20, 5
+SHARED_BYTES = 128
 CHAINS = {  # of the gates of a cell: operations of the arithmetic and of the special units that wait for each other
     ("forward", "rnn_tanh"): (2, 1),
     ("forward", "gru"): (8, 2),
@@ -51,7 +55,8 @@ CHAINS = {  # of the gates of a cell: operations of the arithmetic and of the sp
 class Kernel(NamedTuple):
     way: str
     cell: str
-    element: str  # bf16, f16, tf32
+    element: str  # bf16, f16, tf32, ieee
+    rows: int  # of the batch, that a CTA takes
     hidden: int
     warps: int
     resident: int
@@ -65,27 +70,50 @@ class Kernel(NamedTuple):
     def __str__(self) -> str:
         kind = "plain" if self.plain else "any"
         inputs = f", {self.inputs} inputs" if self.inputs else ""
-        return f"{self.cell} {self.element} {self.hidden} {self.way}{inputs} {kind}, {self.warps} warps"
+        rows = f", {self.rows} row{'s' * (self.rows > 1)}" if self.element == "ieee" else ""
+        return f"{self.cell} {self.element} {self.hidden} {self.way}{inputs} {kind}{rows}, {self.warps} warps"
 
     @property
     def issued(self) -> int:
         """Instructions of a warp in a step."""
         return sum(self.step.values())
 
+    def weights(self, columns: int) -> int:
+        """Bytes of a matrix of so many columns."""
+        return GATES[self.cell] * self.hidden * columns * (2 if self.element in ("bf16", "f16") else 4)
+
     def products(self, columns: int) -> int:
-        """Of a warp in a step, with a matrix of so many columns: 16 rows by 32 bytes of it each."""
-        bytes_of_weights = GATES[self.cell] * self.hidden * columns * (4 if self.element == "tf32" else 2)
-        return bytes_of_weights // (self.warps * 16 * 32)
+        """Of a warp in a step, with such a matrix: of 16 rows by 32 bytes of it each, or of a number for each lane."""
+        of_one = 4 * 32 if self.element == "ieee" else 16 * 32
+        return self.weights(columns) * (self.rows if self.element == "ieee" else 1) // (self.warps * of_one)
+
+    @property
+    def rows_of_weights(self) -> int:
+        """Those of a thread, of a warp for tensor cores: it has all gates of some units, backward only units."""
+        gates = GATES[self.cell] if self.way == "forward" else 1
+        if self.element == "ieee":
+            return gates * (1 if gates > 1 else 4)
+        return gates * self.hidden // (self.warps * 16)
+
+    @property
+    def depth(self) -> int:
+        """Products along a row of weights: of 4 numbers of each of the lanes that share it, or of 32 bytes."""
+        of_one = 32 * 4 * 4 if self.element == "ieee" else 16 * 32
+        return self.weights(self.hidden) // (self.warps * self.rows_of_weights * of_one)
 
 
 def faults(kernel: Kernel) -> list[str]:
     """What is not as it was planned."""
     found, step = [], kernel.step
+    planned = kernel.products(kernel.hidden + kernel.inputs)
     if kernel.stack or kernel.spilled:
         found.append(f"spills {kernel.spilled} bytes, a stack of {kernel.stack}")
     if kernel.registers * 32 * kernel.warps > REGISTERS:
         found.append(f"{kernel.registers} registers a thread")
-    if step["HMMA"] != (planned := kernel.products(kernel.hidden + kernel.inputs)):
+    if kernel.element == "ieee":
+        if step["HMMA"] or not planned <= step["FFMA"] <= planned + OF_GATES:
+            found.append(f"{step['FFMA']} multiplications and additions a step, not {planned} and up to {OF_GATES}")
+    elif step["HMMA"] != planned:
         found.append(f"{step['HMMA']} matrix products a step, not {planned}")
     if step["BAR"] != 1 or not step["LDGSTS"]:
         found.append(f"{step['BAR']} barriers and {step['LDGSTS']} asynchronous copies a step")
@@ -110,11 +138,14 @@ def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> K
     assert is_of, name
     code = instructions(text)
     loops = ([of.split(".")[0] for at, of, _ in code if loop.first <= at <= loop.last] for loop in loops_of(code))
-    step = max(map(Counter, loops), key=lambda loop: loop["HMMA"])
-    element = {"f": "tf32", "13__nv_bfloat16": "bf16", "6__half": "f16"}[is_of["element"]]
+    step = max(map(Counter, loops), key=lambda loop: loop["HMMA"] + loop["FFMA"])
+    element = {"13__nv_bfloat16": "bf16", "6__half": "f16", "NS0_4Tf32E": "tf32"}.get(is_of["kind"], "ieee")
+    rows = int(is_of["rows"] or 8)
     sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "resident", "inputs"))
     cell = CELLS[int(is_of["cell"])]
-    return Kernel(is_of["way"].lower(), cell, element, *sizes, is_of["plain"] != "0", registers, stack, spilled, step)
+    return Kernel(
+        is_of["way"].lower(), cell, element, rows, *sizes, is_of["plain"] != "0", registers, stack, spilled, step
+    )
 
 
 INFERENCE = """
@@ -133,54 +164,60 @@ __global__ void __launch_bounds__(P::threads, 1) inference_kernel(const Forward<
 #define PLAN(...) \\
   template __global__ void inference_kernel<ForwardPlan<__VA_ARGS__>>(const Forward<ForwardPlan<__VA_ARGS__>::Element>)
 """
-_TYPES = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "float"}
+_KINDS = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "Tf32", "ieee": "Ieee<{rows}>"}
 
 
 def inference(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
     """The forward kernels of plain layers, as they are where nothing is saved."""
     source = folder / "inference.cu"
     sizes = ((k, ", ".join(map(str, (k.hidden, k.warps, k.resident, k.inputs)))) for k in kernels)
-    plans = (f"PLAN(Cell::{k.cell}, {_TYPES[k.element]}, {of});\n" for k, of in sizes)
+    plans = (f"PLAN(Cell::{k.cell}, {_KINDS[k.element].format(rows=k.rows)}, {of});\n" for k, of in sizes)
     source.write_text(INFERENCE + "".join(plans) + "}  // namespace fusedrnn::cuda\n")
     return compiled(source, sm, folder)
 
 
-def cycles(kernel: Kernel) -> tuple[float, float]:
-    """Of issuing a step, and of its chain."""
+def cycles(kernel: Kernel) -> tuple[float, float, float]:
+    """Of issuing a step, of its reads from shared memory, and of its chain."""
+    depth, ieee = kernel.depth, kernel.element == "ieee"
     issue = kernel.issued * kernel.warps / SCHEDULERS + BARRIER
-    rows = 16 if kernel.way == "backward" or kernel.cell != "lstm" else 8
-    groups = kernel.hidden // (kernel.warps * rows)
-    tiles = 1 if kernel.way == "backward" else 2 if kernel.cell == "lstm" else GATES[kernel.cell]
-    depth = kernel.products(kernel.hidden) // (groups * tiles)
-    in_a_row = depth // (4 // (groups * tiles) if groups * tiles < 4 else 1)
+    from_shared = kernel.weights(kernel.hidden) * max(0, depth - kernel.resident) / depth
+    from_shared += kernel.weights(kernel.inputs)
+    of_state = kernel.warps * depth * (kernel.rows if ieee else 2)  # a read is one cycle; by ldmatrix of two, four
+    if ieee:
+        units = kernel.rows_of_weights // (GATES[kernel.cell] if kernel.way == "forward" else 1)
+        lanes = 32 * kernel.warps * units // kernel.hidden
+        products = 4 * depth * ARITHMETIC + SHARED * (lanes.bit_length() - 1)
+    else:
+        products = MATRIX * (depth // max(1, 4 // kernel.rows_of_weights))
     arithmetic, special = CHAINS[kernel.way, kernel.cell]
     exact = 1 if kernel.element == "bf16" else 2  # exp2 and a reciprocal for each
     gates = arithmetic * ARITHMETIC + exact * special * SPECIAL
-    return issue, SHARED + in_a_row * MATRIX + gates + SHARED + BARRIER
+    chain = SHARED + products + gates + SHARED + BARRIER
+    return issue, from_shared / SHARED_BYTES + of_state, chain
 
 
 def row(kernel: Kernel) -> str:
-    issue, chain = cycles(kernel)
-    named = ("HMMA", "LDS", "MUFU")
+    found = cycles(kernel)
+    named = ("HMMA", "FFMA", "LDS", "MUFU")
     counts = ", ".join(str(kernel.step[name]) for name in named)
     what = str(kernel).replace(" plain", "")
-    expected = max(issue, chain) / CLOCK
-    return f"| {what} | {kernel.issued} | {counts} | {issue:.0f} | {chain:.0f} | {expected:.2f} | |"
+    parts = " | ".join(f"{part:.0f}" for part in found)
+    return f"| {what} | {kernel.issued} | {counts} | {parts} | {max(found) / CLOCK:.2f} | |"
 
 
 def print_steps() -> None:
     print(
-        "| kernel | instructions a warp | HMMA, LDS, MUFU | issue, cycles | chain, cycles | expected, us a step",
+        "| kernel | instructions a warp | HMMA, FFMA, LDS, MUFU | issue, cycles | memory | chain | expected, us a step",
         end=" ",
     )
-    print("| measured |\n" + "| --- " * 7 + "|")
+    print("| measured |\n" + "| --- " * 8 + "|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         forward, backward = (compiled(KERNELS / f"{way}.cu", "90a", folder) for way in WAYS)
         wanted = [k for k in forward if k.plain and k.element != "f16"]
         shown = [*inference(wanted, "90a", folder), *(k for k in backward if k.plain)]
     for kernel in sorted(
-        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.hidden)
+        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.hidden, k.rows)
     ):
         if kernel.element != "f16":
             print(row(kernel))

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 
+_INTERFACE = 1  # as interface_number in csrc/cuda/kernels.cuh
 _FUNCTIONS = {
     "forward": (ctypes.c_char_p, 7),
     "backward": (ctypes.c_char_p, 7),
-    "forward_hidden": (ctypes.c_int64, 4),
-    "backward_hidden": (ctypes.c_int64, 4),
+    "forward_hidden": (ctypes.c_int64, 5),
+    "backward_hidden": (ctypes.c_int64, 5),
     "missing": (ctypes.c_char_p, 0),
+    "interface": (ctypes.c_int64, 0),
     "on_host": (ctypes.c_int64, 0),
 }  # what each returns, and how many arguments of 64 bits it takes
 
@@ -52,6 +54,8 @@ def _load(library: Path, named: bool) -> str:
             _functions[name] = found
     except (OSError, AttributeError) as error:
         return f"{library} does not load ({error})"
+    if (found := _functions["interface"]()) != _INTERFACE:
+        return f"{library} has interface {found}, not {_INTERFACE}: build it again"
     return ""
 
 

@@ -72,6 +72,8 @@ STRIDES = "2 * tile, 2 * tile * (kDepth / 8)"
 LOOP_END = "arch::wait_for_copies_but<under_way>();\n      __syncthreads();"
 START_END = "arch::wait_for_copies_but<under_way>();\n    __syncthreads();"
 ZEROS = "= {0, 0, 0, 0};\n      __syncthreads();"
+STAGED, BEFORE_COPY = "lstm in both", "__syncthreads();\n      copy"
+COPIED = "arch::wait_for_copies();\n      __syncthreads();"
 BIAS_BARRIER = "    __syncthreads();\n    for (int k = threadIdx.x; k < P::blocks"
 
 
@@ -100,6 +102,10 @@ MADE_TOGETHER = [
     in_both("one buffer between steps", "% 2 * P::operand_buffer", "* 0", ("loop.cuh", "")),
     in_both("one buffer of results", "% 2 * P::out_buffer", "* 0", ("loop.cuh", "")),
     in_both("a stage too few", "% P::stages * P::ring_stage", "% (P::stages - 1) * P::ring_stage", ("loop.cuh", "")),
+    ("lstm", [Mistake("weights staged over others", STAGED, "staging.cuh", BEFORE_COPY, "copy", WRONG)]),
+    ("lstm", [Mistake("staged weights not waited for", STAGED, "staging.cuh", COPIED, COPIED[26:], WRONG)]),
+    ("lstm", [Mistake("no barrier after staging", STAGED, "staging.cuh", COPIED, COPIED[:24], WRONG)]),
+    ("lstm", [Mistake("inputs over staged weights", STAGED, "staging.cuh", "__syncthreads();\n  }", "}", WRONG)]),
     ("lstm", [
         Mistake("biases summed early", "lstm backward", "backward.cuh", BIAS_BARRIER, BIAS_BARRIER[21:], WRONG),
         Mistake("x not waited for", "lstm with x", "forward.cuh", "(concat ? 3 : 2)", "2", WRONG),

@@ -33,10 +33,10 @@ SIZES = (
     dict(T=5, B=4, I=6, H=16, D=2, resets=True, lengths="packed"),
     dict(T=7, B=9, I=6, H=40),
 )
-LARGEST = {  # of 16 bits, of TF32 with gradients, of TF32
-    "rnn_tanh": (256, 128, 256),
-    "gru": (192, 128, 128),
-    "lstm": (128, 64, 128),
+LARGEST = {  # of 16 bits, of TF32 with gradients, of TF32, of IEEE float32
+    "rnn_tanh": (256, 128, 256, 256),
+    "gru": (192, 128, 128, 128),
+    "lstm": (128, 64, 128, 128),
 }
 TF32 = 8 * 2.0**-11  # operands of products lose 13 bits, half of the last one left
 SAMPLES = [Sample(cell, **size) for cell in backend.CELLS for size in SIZES]
@@ -56,6 +56,12 @@ def poisoned_memory():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_error_is_at_most_twice_that_of_torch(sample, name, dtype):
     assert_close_to_float64(sample, name, dtype, draws=8 if sample.saturating else 2)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(["cuda"], torch.float32, SAMPLES))
+def test_float32_is_as_near_as_torch(sample, name):
+    """By one or two rows of the batch in a CTA, as B*D says."""
+    assert_close_to_float64(sample, name, torch.float32, draws=2)
 
 
 @pytest.mark.parametrize("sample", SMOOTH, ids=str)
@@ -89,6 +95,8 @@ CONCAT = [Sample(cell, **size, schedule="concat") for cell in LARGEST for size i
 @pytest.mark.parametrize("sample", CONCAT, ids=str)
 def test_x_and_h_in_one_step(sample):
     assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=2)
+    if sample.H <= 64:
+        assert_close_to_float64(sample, "cuda", torch.float32, draws=2)
     if sample.cell != "lstm" or sample.H < 128:
         assert_tf32_is_near(dataclasses.replace(sample, H=min(sample.H, 64)))
 
@@ -96,7 +104,9 @@ def test_x_and_h_in_one_step(sample):
 @pytest.mark.parametrize("cell", LARGEST)
 def test_the_largest_kernels(cell):
     sizes = dict(T=3, B=3, I=12)
-    in_16_bits, with_gradients, alone = LARGEST[cell]
+    in_16_bits, with_gradients, alone, in_ieee = LARGEST[cell]
+    for D in (1, 2):
+        assert_close_to_float64(Sample(cell, **sizes, D=D, H=in_ieee), "cuda", torch.float32, draws=1)
     for H in (128, in_16_bits - 8, in_16_bits):
         assert_close_to_float64(Sample(cell, **sizes, H=H), "cuda", torch.bfloat16, draws=2)
     assert_tf32_is_near(Sample(cell, **sizes, H=with_gradients))
@@ -153,7 +163,7 @@ def test_what_it_serves_and_why_not():
         "H=200, forward holds at most 192 units": dict(H=200),
         "H=128, backward holds at most 64 units": dict(H=128, cell="lstm", dtype=torch.float32, precision="tf32"),
         "H=62 is not a multiple of 4": dict(H=62, dtype=torch.float32, precision="tf32"),
-        "float32 is multiplied as TF32": dict(dtype=torch.float32),
+        "H=132, forward holds at most 128 units": dict(H=132, dtype=torch.float32),
         "dtype float64": dict(dtype=torch.float64),
         "cell gru_reset_before": dict(cell="gru_reset_before"),
         "lean is not supported": dict(save="lean"),

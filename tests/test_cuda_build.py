@@ -27,8 +27,8 @@ def kernels(cuda_builds) -> list[cubins.Kernel]:
 
 def test_every_kernel_is_as_it_was_planned(kernels):
     assert {kernel.way for kernel in kernels} == set(cubins.WAYS)
-    assert {kernel.element for kernel in kernels} == {"bf16", "f16", "tf32"}
-    assert sum(kernel.plain for kernel in kernels) * 2 == len(kernels) > 80
+    assert {kernel.element for kernel in kernels} == {"bf16", "f16", "tf32", "ieee"}
+    assert sum(kernel.plain for kernel in kernels) * 2 == len(kernels) > 150
     assert not [(str(kernel), found) for kernel in kernels if (found := cubins.faults(kernel))]
 
 
@@ -43,7 +43,7 @@ def test_a_step_of_inference_is_expected_within_its_target(kernels, tmp_path):
 
 def test_what_is_not_as_planned_is_a_fault():
     step = Counter(HMMA=4, BAR=2)
-    kernel = cubins.Kernel("forward", "lstm", "bf16", 64, 8, 64, 0, True, 255, 16, 8, step)
+    kernel = cubins.Kernel("forward", "lstm", "bf16", 8, 64, 8, 64, 0, True, 255, 16, 8, step)
     assert cubins.faults(kernel) == [
         "spills 8 bytes, a stack of 16",
         "4 matrix products a step, not 8",
@@ -52,4 +52,9 @@ def test_what_is_not_as_planned_is_a_fault():
     right = kernel._replace(stack=0, spilled=0, step=Counter(HMMA=8, BAR=1, LDGSTS=1))
     assert not cubins.faults(right)
     assert not cubins.faults(right._replace(inputs=32, step=Counter(HMMA=12, BAR=1, LDGSTS=1)))
+    plain = right._replace(element="ieee", rows=2, warps=4)
+    assert not cubins.faults(plain._replace(step=Counter(FFMA=300, BAR=1, LDGSTS=1)))
+    assert cubins.faults(plain._replace(step=Counter(FFMA=200, BAR=1, LDGSTS=1))) == [
+        "200 multiplications and additions a step, not 256 and up to 100"
+    ]
     assert cubins.faults(right._replace(warps=16, step=Counter(HMMA=4, BAR=1, LDGSTS=1))) == ["255 registers a thread"]

@@ -50,6 +50,15 @@ FUSEDRNN_DEVICE uint4 load_shared_16(uint32_t from) {
   return v;
 }
 
+FUSEDRNN_DEVICE float4 load_shared_floats(uint32_t from) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(from)
+               : "memory");
+  return v;
+}
+
 // Four 8 by 8 tiles of 16-bit elements; lane i gives the address of row i % 8 of tile i / 8.
 FUSEDRNN_DEVICE uint4 load_tiles(uint32_t row) {
   uint4 v;
@@ -58,6 +67,13 @@ FUSEDRNN_DEVICE uint4 load_tiles(uint32_t row) {
                : "r"(row)
                : "memory");
   return v;
+}
+
+// Between lanes of a warp, all of which take part: what the lane whose number differs in the bits of `lanes` gives.
+FUSEDRNN_DEVICE float exchange(float given, int lanes) {
+  float taken;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(taken) : "f"(given), "r"(lanes));
+  return taken;
 }
 
 // Global memory, past the L1 cache.

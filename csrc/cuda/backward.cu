@@ -4,35 +4,41 @@
 
 namespace fusedrnn::cuda {
 
-template <Cell cell, class Element, int... sizes>
-constexpr Kernel<Backward<Element>> kernel =
-    kernel_of<BackwardPlan<cell, Element, sizes...>>(backward_kernel<BackwardPlan<cell, Element, sizes...>, true>,
-                                                     backward_kernel<BackwardPlan<cell, Element, sizes...>, false>);
+template <Cell cell, class Kind, int... sizes>
+constexpr Kernel<Backward<typename Operand<Kind>::Element>> kernel =
+    kernel_of<BackwardPlan<cell, Kind, sizes...>>(backward_kernel<BackwardPlan<cell, Kind, sizes...>, true>,
+                                                  backward_kernel<BackwardPlan<cell, Kind, sizes...>, false>);
 
-template <class Element>
+template <class Kind>
 constexpr std::array kernels{
-    kernel<Cell::lstm, Element, 64, 4>,      kernel<Cell::lstm, Element, 128, 8, 6>,
-    kernel<Cell::gru, Element, 64, 4>,       kernel<Cell::gru, Element, 128, 8, 16>,
-    kernel<Cell::gru, Element, 192, 12, 19>, kernel<Cell::rnn_tanh, Element, 64, 4>,
-    kernel<Cell::rnn_tanh, Element, 128, 8>, kernel<Cell::rnn_tanh, Element, 256, 16>,
-
+    kernel<Cell::lstm, Kind, 64, 4>,      kernel<Cell::lstm, Kind, 128, 8, 6>,   kernel<Cell::gru, Kind, 64, 4>,
+    kernel<Cell::gru, Kind, 128, 8, 16>,  kernel<Cell::gru, Kind, 192, 12, 19>,  kernel<Cell::rnn_tanh, Kind, 64, 4>,
+    kernel<Cell::rnn_tanh, Kind, 128, 8>, kernel<Cell::rnn_tanh, Kind, 256, 16>,
 };
 template <>
-constexpr std::array kernels<float>{
-    kernel<Cell::lstm, float, 64, 4, 16>, kernel<Cell::gru, float, 64, 4, 16>,   kernel<Cell::gru, float, 128, 8, 31>,
-    kernel<Cell::rnn_tanh, float, 64, 4>, kernel<Cell::rnn_tanh, float, 128, 8>,
+constexpr std::array kernels<Tf32>{
+    kernel<Cell::lstm, Tf32, 64, 4, 16>, kernel<Cell::gru, Tf32, 64, 4, 16>,   kernel<Cell::gru, Tf32, 128, 8, 31>,
+    kernel<Cell::rnn_tanh, Tf32, 64, 4>, kernel<Cell::rnn_tanh, Tf32, 128, 8>,
+};
+template <int columns>
+constexpr std::array kernels<Ieee<columns>>{
+    kernel<Cell::lstm, Ieee<columns>, 64, 4>,         kernel<Cell::lstm, Ieee<columns>, 128, 8, 9>,
+    kernel<Cell::gru, Ieee<columns>, 64, 4>,          kernel<Cell::gru, Ieee<columns>, 128, 8, 10>,
+    kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4>,     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4>,
+    kernel<Cell::rnn_tanh, Ieee<columns>, 256, 8, 9>,
 };
 
-FUSEDRNN_EXPORT const char* fusedrnn_cuda_backward(int64_t element, const int64_t* words, int64_t how_many,
+FUSEDRNN_EXPORT const char* fusedrnn_cuda_backward(int64_t numbers, const int64_t* words, int64_t how_many,
                                                    int64_t directions, int64_t columns, int64_t shared, void* stream) {
-  return with_element(element, [&]<class Element>(Element) {
-    return launch(kernels<Element>, words, how_many, directions, columns, shared, stream);
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
+    return launch(kernels<Kind>, words, how_many, directions, columns, shared, stream);
   });
 }
 
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_hidden(int64_t element, int64_t cell, int64_t inputs, int64_t shared) {
-  return with_element(element,
-                      [&]<class Element>(Element) { return most_hidden(kernels<Element>, cell, inputs, shared); });
+FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
+                                                      int64_t shared) {
+  return with_kind(numbers, columns,
+                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, shared); });
 }
 
 }  // namespace fusedrnn::cuda

@@ -35,25 +35,22 @@ struct Backward {
 template <class P, bool plain>
 class BackwardLoop : Loop<P, plain> {
   using Base = Loop<P, plain>;
-  using Base::direction_, Base::H_, Base::own_length_, Base::own_row_, Base::s_, Base::shared_, Base::T_,
+  using Base::B_, Base::direction_, Base::H_, Base::own_length_, Base::own_row_, Base::s_, Base::shared_, Base::T_,
       Base::weights_;
-  using typename Base::Element, typename Base::T, typename Base::Value;
+  using typename Base::Element, typename Base::Operand, typename Base::Sums, typename Base::T, typename Base::Value;
   // Of the copies that have begun, those of so many steps need not be there at the end of a step.
   static constexpr int under_way = P::stages - 2;
 
  public:
   FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared) : Base(f.shape, true, shared), f_(f) {
     const Element* const w = f.w_hh + direction_ * P::gates * H_ * H_;
-    weights_.load(shared, [&](int unit, int, int, int k) {
-      const int gate = k / P::hidden, of = k % P::hidden;
-      return unit < H_ && of < H_ ? word_of(w + (gate * H_ + of) * H_ + unit, H_) : 0;
-    });
+    weights_.load(shared, w, H_, H_);
   }
 
   // Steps are counted in the order of processing: the last one that forward processed is step 0.
   FUSEDRNN_DEVICE void run() {
     start();
-    float sums[P::groups][T::tiles][4];
+    Sums sums;
     for (int step = 0; step < T_; ++step) {
       weights_.multiply(arch::shared_address(shared_ + this->operand_of(step)), sums);
       begin_input(step + P::stages - 1);
@@ -66,9 +63,9 @@ class BackwardLoop : Loop<P, plain> {
     if (T_ > 0) store_results(T_ - 1);
     weights_.multiply(arch::shared_address(shared_ + this->operand_of(T_)), sums);
     this->each([&](const Place& p) {
-      const State& state = state_[p.group][p.of][p.side];
-      f_.dh0[this->state_at(p)] = Operand<Element>::narrow(T::sum(sums[p.group], 0, p.of, p.side) + state.dh);
-      if (P::cell == Cell::lstm) f_.dc0[this->state_at(p)] = Operand<Element>::narrow(state.dc);
+      const State& state = state_[p.at];
+      f_.dh0[this->state_at(p)] = Operand::narrow(weights_.sum(sums, p, 0) + state.dh);
+      if (P::cell == Cell::lstm) f_.dc0[this->state_at(p)] = Operand::narrow(state.dc);
     });
     store_bias_sums();
   }
@@ -89,7 +86,7 @@ class BackwardLoop : Loop<P, plain> {
       *reinterpret_cast<uint4*>(shared_ + k) = {0, 0, 0, 0};
     this->each_place([&](const Place& p) { length_[p.side] = this->length(p.b); });
     this->each([&](const Place& p) {
-      State& state = state_[p.group][p.of][p.side];
+      State& state = state_[p.at];
       if (f_.dh_n) state.dh = static_cast<float>(f_.dh_n[this->state_at(p)]);
       if (P::cell == Cell::lstm && f_.dc_n) state.dc = static_cast<float>(f_.dc_n[this->state_at(p)]);
     });
@@ -98,13 +95,13 @@ class BackwardLoop : Loop<P, plain> {
   }
 
   // What does not count, beyond H, B or a row's length, is computed all the same, from whatever there is, and then dropped.
-  FUSEDRNN_DEVICE void finish(int step, const float (&sums)[P::groups][T::tiles][4]) {
+  FUSEDRNN_DEVICE void finish(int step, const Sums& sums) {
     const int t = this->t_of(step);
     this->each_place([&](const Place& p) {
-      State& state = state_[p.group][p.of][p.side];
+      State& state = state_[p.at];
       const unsigned char* const input = shared_ + this->input_of(step) + p.column * P::ring_row;
       const bool counts = t < length_[p.side] && p.unit < H_, ends = s_.resets && counts && is_reset(s_, t, p.b);
-      state.dh += T::sum(sums[p.group], 0, p.of, p.side);
+      state.dh += weights_.sum(sums, p, 0);
       State next = state;
       float d[P::blocks];
       gates(input, p.unit, next, d);
@@ -118,13 +115,13 @@ class BackwardLoop : Loop<P, plain> {
           reinterpret_cast<Element*>(shared_ + this->operand_of(step + 1) + p.column * P::operand_row) + p.unit;
 #pragma unroll
       for (int k = 0; k < P::blocks; ++k) {
-        result[k * P::hidden] = Operand<Element>::narrow(d[k]);
-        sums_[p.group][p.of][k] += d[k];
+        result[k * P::hidden] = Operand::narrow(d[k]);
+        sums_[p.own][k] += d[k];
       }
 #pragma unroll
       for (int gate = 0; gate < P::gates; ++gate) {
         const float seen = P::cell == Cell::gru && gate == 2 ? d[P::blocks - 1] : d[gate];
-        operand[gate * P::hidden] = for_product(Operand<Element>::narrow(ends ? 0 : seen));
+        operand[gate * P::hidden] = Operand::for_product(Operand::narrow(ends ? 0 : seen));
       }
     });
   }
@@ -157,7 +154,7 @@ class BackwardLoop : Loop<P, plain> {
   FUSEDRNN_DEVICE void store_results(int step) {
     const int t = this->t_of(step);
     Element* const to = this->next(dgates_, t);
-    if (own_row_ < s_.B && (t < own_length_ || !s_.row_offsets))
+    if (own_row_ < B_ && (t < own_length_ || !s_.row_offsets))
       this->template store<P::blocks>(to, this->own_column(this->results_of(step), P::out_row));
   }
 
@@ -167,8 +164,8 @@ class BackwardLoop : Loop<P, plain> {
     Element* const to = this->next(before_, t);
     if (t < own_length_) {
       this->template store<1>(to, this->own_column(this->input_of(step) + P::before_at, P::ring_row));
-    } else if (own_row_ < s_.B && !s_.row_offsets) {
-      this->template each_part<Element, 1>(H_, [&](int, int there) {
+    } else if (own_row_ < B_ && !s_.row_offsets) {
+      this->template each_part<Element, 1>(H_, [&](uint32_t, uint32_t there) {
         *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = {0, 0, 0, 0};
       });
     }
@@ -212,13 +209,13 @@ class BackwardLoop : Loop<P, plain> {
       if (p.side > 0) return;
 #pragma unroll
       for (int k = 0; k < P::blocks; ++k)
-        sums[(p.column / 2 * P::blocks + k) * P::hidden + p.unit] = sums_[p.group][p.of][k];
+        sums[(p.column / T::sides * P::blocks + k) * P::hidden + p.unit] = sums_[p.own][k];
     });
     __syncthreads();
     for (int k = threadIdx.x; k < P::blocks * H_; k += P::threads) {
       const int at = k / H_ * P::hidden + k % H_;
       float sum = 0;
-      for (int pair = 0; pair < kColumns / 2; ++pair) sum += sums[pair * P::blocks * P::hidden + at];
+      for (int share = 0; share < P::shares; ++share) sum += sums[share * P::blocks * P::hidden + at];
       f_.db[static_cast<int64_t>(blockIdx.x) * P::blocks * H_ + k] = sum;
     }
   }
@@ -227,9 +224,9 @@ class BackwardLoop : Loop<P, plain> {
   Walk<const Element> dy_, y_, saved_;
   Walk<const float> cells_;
   Walk<Element> dgates_, before_;
-  int length_[2];  // of the columns of this thread's places
-  State state_[P::groups][T::of_thread][2] = {};
-  float sums_[P::groups][T::of_thread][P::blocks] = {};
+  int length_[T::sides];  // of the columns of this thread's places
+  State state_[Base::places] = {};
+  float sums_[Base::units][P::blocks] = {};
 };
 
 // A grid of (batch tiles) x D CTAs with P::shared bytes of dynamic shared memory.

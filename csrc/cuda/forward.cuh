@@ -38,9 +38,10 @@ struct Forward {
 template <class P>
 struct InputProducts {
   using T = typename P::Tiles;
-  Weights<P, typename P::Inputs> weights;
-  float sums[P::groups][T::tiles][4];
-  float bias[P::groups][T::of_thread][T::gates] = {};
+  using Weights = typename T::template Weights<P, typename P::Inputs>;
+  Weights weights;
+  typename Weights::Sums sums;
+  float bias[P::groups * T::of_thread][T::gates] = {};
 };
 struct NoProducts {};
 
@@ -48,7 +49,7 @@ template <class P, bool plain>
 class ForwardLoop : Loop<P, plain> {
   using Base = Loop<P, plain>;
   using Base::direction_, Base::H_, Base::own_length_, Base::s_, Base::shared_, Base::T_, Base::weights_;
-  using typename Base::Element, typename Base::T, typename Base::Value;
+  using typename Base::Element, typename Base::Operand, typename Base::Sums, typename Base::T, typename Base::Value;
   static constexpr int kept_blocks = fusedrnn::cuda::kept_blocks<P::cell>;
   static constexpr bool concat = P::inputs > 0;
   // Of the copies that have begun, those of so many steps need not be there at the end of a step.
@@ -57,22 +58,18 @@ class ForwardLoop : Loop<P, plain> {
  public:
   FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared) : Base(f.shape, false, shared), f_(f) {
     const Element* const w = f.w_hh + direction_ * T::gates * H_ * H_;
-    weights_.load(shared, [&](int unit, int tile, int half, int k) {
-      return unit < H_ && k < H_ ? word_of(w + (T::gate(tile, half) * H_ + unit) * H_ + k, 1) : 0;
-    });
+    weights_.load(shared, w, H_, H_);
     if constexpr (concat) {
       const int I = static_cast<int>(s_.I);
       const Element* const w_ih = f.w_ih + direction_ * T::gates * H_ * I;
-      inputs_.weights.load(shared, [&](int unit, int tile, int half, int k) {
-        return unit < H_ && k < I ? word_of(w_ih + (T::gate(tile, half) * H_ + unit) * I + k, 1) : 0;
-      });
+      inputs_.weights.load(shared, w_ih, H_, I);
     }
   }
 
   FUSEDRNN_DEVICE void run() {
     start();
     for (int step = 0; step < T_; ++step) {
-      float sums[P::groups][T::tiles][4];
+      Sums sums;
       weights_.multiply(arch::shared_address(shared_ + this->operand_of(step)), sums);
       begin_input(step + P::stages - 1);
       if (step > 0) store_results(step - 1);
@@ -83,9 +80,9 @@ class ForwardLoop : Loop<P, plain> {
     }
     if (T_ > 0) store_results(T_ - 1);
     this->each([&](const Place& p) {
-      const State& state = state_[p.group][p.of][p.side];
-      f_.h_n[this->state_at(p)] = Operand<Element>::narrow(state.h);
-      if (P::cell == Cell::lstm) f_.c_n[this->state_at(p)] = Operand<Element>::narrow(state.c);
+      const State& state = state_[p.at];
+      f_.h_n[this->state_at(p)] = Operand::narrow(state.h);
+      if (P::cell == Cell::lstm) f_.c_n[this->state_at(p)] = Operand::narrow(state.c);
     });
   }
 
@@ -95,8 +92,9 @@ class ForwardLoop : Loop<P, plain> {
   };
 
   FUSEDRNN_DEVICE void start() {
-    pre_ = this->walk(concat ? f_.x : this->part(f_.pre, T::gates * H_));
-    tokens_ = this->walk(plain ? Rows<const int64_t>{} : f_.tokens);
+    const auto pre = concat ? f_.x : this->part(f_.pre, T::gates * H_);
+    pre_ = this->walk(pre), tokens_ = this->walk(f_.tokens);
+    if (of_tokens()) pre_.at = pre.base;
     y_ = this->walk(this->part(f_.y, H_));
     saved_ = this->walk(this->dense(f_.saved, f_.R, 4 * H_)), cells_ = this->walk(this->dense(f_.cells, f_.R, H_));
     if constexpr (concat) {
@@ -108,12 +106,12 @@ class ForwardLoop : Loop<P, plain> {
     for (int step = 0; step < P::stages - 1; ++step) begin_input(step);
     this->each_place([&](const Place& p) { length_[p.side] = this->length(p.b); });
     this->each([&](const Place& p) {
-      State& state = state_[p.group][p.of][p.side];
+      State& state = state_[p.at];
       if constexpr (concat) {
         for (int gate = 0; f_.bias && gate < T::gates; ++gate)
-          inputs_.bias[p.group][p.of][gate] = static_cast<float>(f_.bias[(direction_ * T::gates + gate) * H_ + p.unit]);
+          inputs_.bias[p.own][gate] = static_cast<float>(f_.bias[(direction_ * T::gates + gate) * H_ + p.unit]);
       }
-      if (P::cell == Cell::gru && f_.b_hn) b_hn_[p.group][p.of] = static_cast<float>(f_.b_hn[direction_ * H_ + p.unit]);
+      if (P::cell == Cell::gru && f_.b_hn) b_hn_[p.own] = static_cast<float>(f_.b_hn[direction_ * H_ + p.unit]);
       if (ends_before(0, p)) return;
       state.h = static_cast<float>(f_.h0[this->state_at(p)]);
       if (P::cell == Cell::lstm) state.c = static_cast<float>(f_.c0[this->state_at(p)]);
@@ -132,37 +130,36 @@ class ForwardLoop : Loop<P, plain> {
   }
 
   // What does not count, beyond H, B or a row's length, is computed all the same, from whatever there is, and then dropped.
-  FUSEDRNN_DEVICE void finish(int step, const float (&sums)[P::groups][T::tiles][4]) {
+  FUSEDRNN_DEVICE void finish(int step, const Sums& sums) {
     const int t = this->t_of(step);
     this->each_place([&](const Place& p) {
-      State& state = state_[p.group][p.of][p.side];
+      State& state = state_[p.at];
       unsigned char* const result = shared_ + this->results_of(step) + p.column * P::out_row;
       const bool counts = t < length_[p.side] && p.unit < H_;
       State next = state;
-      gates(step, sums[p.group], p, result, next);
+      gates(step, sums, p, result, next);
       const float y = counts ? next.h : 0;
-      reinterpret_cast<Element*>(result)[p.unit] = Operand<Element>::narrow(y);
+      reinterpret_cast<Element*>(result)[p.unit] = Operand::narrow(y);
       state = {counts ? next.h : state.h, counts ? next.c : state.c};
       if (ends_before(step + 1, p)) state = {};
     });
     publish(step + 1);
   }
 
-  FUSEDRNN_DEVICE void gates(int step, const float (&sums)[T::tiles][4], const Place& p, unsigned char* result,
-                             State& state) {
+  FUSEDRNN_DEVICE void gates(int step, const Sums& sums, const Place& p, unsigned char* result, State& state) {
     const unsigned char* const row = shared_ + this->input_of(step) + p.column * P::ring_row;
     const auto* const pre = reinterpret_cast<const Element*>(row) + p.unit;
     auto* const saved = reinterpret_cast<Element*>(result + P::kept_at) + p.unit;
-    const auto sum = [&](int gate) { return T::sum(sums, gate, p.of, p.side); };
+    const auto sum = [&](int gate) { return weights_.sum(sums, p, gate); };
     const auto input = [&](int gate) {
       if constexpr (concat) {
-        return T::sum(inputs_.sums[p.group], gate, p.of, p.side) + inputs_.bias[p.group][p.of][gate];
+        return inputs_.weights.sum(inputs_.sums, p, gate) + inputs_.bias[p.own][gate];
       } else {
         return static_cast<float>(pre[gate * P::hidden]);
       }
     };
     const auto keep = [&](int block, Value gate) {
-      if (f_.saved) saved[block * P::hidden] = Operand<Element>::narrow(gate.v);
+      if (f_.saved) saved[block * P::hidden] = Operand::narrow(gate.v);
     };
     if constexpr (P::cell == Cell::lstm) {
       LstmGates<Value> a{sum(0) + input(0), sum(1) + input(1), sum(2) + input(2), sum(3) + input(3)};
@@ -172,7 +169,7 @@ class ForwardLoop : Loop<P, plain> {
       keep(0, a.i), keep(1, a.f), keep(2, a.g), keep(3, a.o);
       if (f_.cells) reinterpret_cast<float*>(result + P::cells_at)[p.unit] = c.v;
     } else if constexpr (P::cell == Cell::gru) {
-      GruGates<Value> a{input(2), sum(0) + input(0), sum(1) + input(1), sum(2) + b_hn_[p.group][p.of]};
+      GruGates<Value> a{input(2), sum(0) + input(0), sum(1) + input(1), sum(2) + b_hn_[p.own]};
       Value h;
       gru_forward<Value>(a, state.h, h);
       state.h = h.v;
@@ -194,7 +191,7 @@ class ForwardLoop : Loop<P, plain> {
     const bool active = t < own_length_;
     const uint32_t from = this->own_column(this->results_of(step), P::out_row);
     Element* const y = this->next(y_, t);
-    if (active || (this->own_row_ < s_.B && !s_.row_offsets)) this->template store<1>(y, from);
+    if (active || (this->own_row_ < this->B_ && !s_.row_offsets)) this->template store<1>(y, from);
     if (!f_.saved && !f_.cells) return;
     if constexpr (kept_blocks > 0) {
       Element* const saved = this->next(saved_, t);
@@ -210,8 +207,8 @@ class ForwardLoop : Loop<P, plain> {
   FUSEDRNN_DEVICE void publish(int step) {
     this->each_place([&](const Place& p) {
       unsigned char* const row = shared_ + this->operand_of(step) + p.column * P::operand_row;
-      const float h = state_[p.group][p.of][p.side].h;
-      reinterpret_cast<Element*>(row)[p.unit] = for_product(Operand<Element>::narrow(h));
+      const float h = state_[p.at].h;
+      reinterpret_cast<Element*>(row)[p.unit] = Operand::for_product(Operand::narrow(h));
     });
   }
 
@@ -220,7 +217,7 @@ class ForwardLoop : Loop<P, plain> {
   FUSEDRNN_DEVICE void begin_input(int step) {
     if (step < T_) {
       const int t = this->t_of(step);
-      const Element* const row = tokens_.rows.base ? pre_.rows.base + token_ * pre_.rows.batch : this->next(pre_, t);
+      const Element* const row = of_tokens() ? pre_.at + token_ * pre_.batch : this->next(pre_, t);
       constexpr int blocks = concat ? 1 : T::gates, width = concat ? P::inputs : P::hidden;
       const uint32_t to = this->own_column(this->input_of(step), P::ring_row);
       if (t < own_length_) this->template begin_copy<blocks, width>(to, row, concat ? static_cast<int>(s_.I) : H_);
@@ -229,11 +226,13 @@ class ForwardLoop : Loop<P, plain> {
     find_token(step + 1);
   }
 
+  FUSEDRNN_DEVICE bool of_tokens() const { return !plain && f_.tokens.base; }
+
   FUSEDRNN_DEVICE void find_token(int step) {
-    if (!tokens_.rows.base || step >= T_) return;
+    if (!of_tokens() || step >= T_) return;
     const int t = this->t_of(step);
     const int64_t* const token = this->next(tokens_, t);
-    if (t < own_length_) token_ = *token;
+    if (t < own_length_) token_ = static_cast<uint32_t>(*token);
   }
 
   const Forward<Element>& f_;
@@ -241,11 +240,11 @@ class ForwardLoop : Loop<P, plain> {
   Walk<const int64_t> tokens_;
   Walk<Element> y_, saved_;
   Walk<float> cells_;
-  int64_t token_ = 0;
+  uint32_t token_ = 0;
   std::conditional_t<concat, InputProducts<P>, NoProducts> inputs_;
-  int length_[2];  // of the columns of this thread's places
-  State state_[P::groups][T::of_thread][2] = {};
-  float b_hn_[P::groups][T::of_thread] = {};
+  int length_[T::sides];  // of the columns of this thread's places
+  State state_[Base::places] = {};
+  float b_hn_[Base::units] = {};
 };
 
 // A grid of (batch tiles) x D CTAs with P::shared bytes of dynamic shared memory.

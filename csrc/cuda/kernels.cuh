@@ -10,25 +10,30 @@
 #include <array>
 #include <cstring>
 
-#include "tiles.cuh"
+#include "plan.cuh"
 
 #define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace fusedrnn::cuda {
 
-// As ELEMENTS in fusedrnn/backends/cuda.py.
-enum class ElementType : int64_t { bf16, f16, tf32 };
+// Raised whenever the C functions or what they do change, together with _INTERFACE in fusedrnn/_cuda_library.py.
+constexpr int64_t interface_number = 1;
 
-// f(Element())
+// As NUMBERS in fusedrnn/backends/cuda.py.
+enum class Numbers : int64_t { bf16, f16, tf32, ieee };
+
+// f(Kind()) of the numbers that are multiplied, `columns` rows of the batch at a time.
 template <class F>
-auto with_element(int64_t type, F f) {
-  switch (static_cast<ElementType>(type)) {
-    case ElementType::bf16:
+auto with_kind(int64_t numbers, int64_t columns, F f) {
+  switch (static_cast<Numbers>(numbers)) {
+    case Numbers::bf16:
       return f(__nv_bfloat16());
-    case ElementType::f16:
+    case Numbers::f16:
       return f(__half());
+    case Numbers::tf32:
+      return f(Tf32());
     default:
-      return f(float());
+      return columns == 1 ? f(Ieee<1>()) : f(Ieee<2>());
   }
 }
 
@@ -38,7 +43,7 @@ auto with_element(int64_t type, F f) {
 template <class Arguments>
 struct Kernel {
   Cell cell;
-  int inputs, hidden, threads, shared;
+  int columns, inputs, hidden, threads, shared;
   void (*plain)(Arguments), (*any)(Arguments);
 };
 
@@ -59,7 +64,7 @@ bool is_plain(const Arguments& arguments) {
 
 template <class P, class Arguments>
 constexpr Kernel<Arguments> kernel_of(void (*plain)(Arguments), void (*any)(Arguments)) {
-  return {P::cell, P::inputs, P::hidden, P::threads, P::shared, plain, any};
+  return {P::cell, P::columns, P::inputs, P::hidden, P::threads, P::shared, plain, any};
 }
 
 template <class Arguments>
@@ -83,14 +88,14 @@ int64_t most_hidden(const std::array<Kernel<Arguments>, count>& kernels, int64_t
 template <class Arguments, size_t count>
 const char* launch(const std::array<Kernel<Arguments>, count>& kernels, const int64_t* words, int64_t how_many,
                    int64_t directions, int64_t columns, int64_t shared, void* stream) {
-  if (how_many * sizeof(int64_t) != sizeof(Arguments) || columns != kColumns)
+  if (how_many * sizeof(int64_t) != sizeof(Arguments) || columns != kernels[0].columns)
     return "the library was built from other sources";
   Arguments arguments;
   std::memcpy(&arguments, words, sizeof arguments);
   const Shape& s = arguments.shape;
   const int64_t ctas = (s.B + columns - 1) / columns * directions;
   if (ctas == 0) return nullptr;
-  if (ctas > INT32_MAX || s.T > INT32_MAX) return "the batch or the sequence is too large";
+  if (ctas > INT32_MAX || s.B > INT32_MAX - columns || s.T > INT32_MAX) return "the batch or the sequence is too large";
   const int64_t cell = static_cast<int64_t>(s.cell), inputs = inputs_of(arguments);
   const auto* const kernel = std::find_if(kernels.begin(), kernels.end(), [&](const auto& k) {
     return k.hidden >= s.H && serves(k, cell, inputs, shared);

@@ -2,24 +2,18 @@
 // memory and shared memory.
 #pragma once
 
-#include "tiles.cuh"
+#include "plan.cuh"
 
 namespace fusedrnn::cuda {
 
 #include "../cells.h"
 
-// A unit of a row that is a thread's: the place of its sums in registers.
-struct Place {
-  int64_t b;
-  int column, unit, group, of, side;  // column: b in its batch tile; side: column % 2
-};
-
-// Over rows of one column in the order of the loop: where the next one lies and how far apart they are, unless packed.
+// Over rows of one column in the order of the loop: where the next one lies, and how far apart they are. Packed ones lie
+// where their offsets, from `at`, say.
 template <class Element>
 struct Walk {
-  Rows<Element> rows = {};
   Element* at = nullptr;
-  int64_t apart = 0;
+  int64_t apart = 0, batch = 0;
 };
 
 // `plain`: dense rows, all of them active, no resets.
@@ -28,24 +22,32 @@ class Loop {
  public:
   using Element = typename P::Element;
   using T = typename P::Tiles;
-  using Value = Number<typename Operand<Element>::Math>;
+  using Weights = typename T::template Weights<P, P>;
+  using Sums = typename Weights::Sums;
+  using Operand = typename P::Operand;
+  using Value = Number<typename Operand::Math>;
+  static constexpr int units = P::groups * T::of_thread, places = units * T::sides;  // of a thread
 
  protected:
   // A CTA for each batch tile of the first direction, then for each of the second, which is the reverse.
   FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared)
-      : s_(shape), T_(static_cast<int>(shape.T)), H_(static_cast<int>(shape.H)), shared_(shared) {
+      : s_(shape),
+        T_(static_cast<int>(shape.T)),
+        B_(static_cast<int>(shape.B)),
+        H_(static_cast<int>(shape.H)),
+        shared_(shared) {
     if constexpr (plain) s_.row_offsets = s_.lengths = nullptr, s_.resets = nullptr;
-    const int tiles = static_cast<int>((s_.B + kColumns - 1) / kColumns);
+    const int tiles = static_cast<int>((B_ + P::columns - 1) / P::columns);
     direction_ = blockIdx.x / tiles;
-    first_ = static_cast<int64_t>(blockIdx.x % tiles) * kColumns;
+    first_ = static_cast<int>(blockIdx.x % tiles) * P::columns;
     s_.reverse = s_.reverse || direction_ > 0;
     descending_ = s_.reverse != backward;
-    own_row_ = first_ + threadIdx.x % kColumns;
+    own_row_ = first_ + threadIdx.x % P::columns;
     own_length_ = length(own_row_);
   }
 
   // Of row b; 0 beyond the batch.
-  FUSEDRNN_DEVICE int length(int64_t b) const { return b < s_.B ? static_cast<int>(length_of(s_, b)) : 0; }
+  FUSEDRNN_DEVICE int length(int b) const { return b < B_ ? static_cast<int>(length_of(s_, b)) : 0; }
 
   // What a step of the loop is in time.
   FUSEDRNN_DEVICE int t_of(int step) const { return descending_ ? T_ - 1 - step : step; }
@@ -57,27 +59,15 @@ class Loop {
 
   // f(place) of every place of this thread, also of those beyond B and H.
   template <class F>
-  FUSEDRNN_DEVICE void each_place(F f) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int group = 0; group < P::groups; ++group) {
-#pragma unroll
-      for (int of = 0; of < T::of_thread; ++of) {
-        const int unit = Weights<P>::first_unit(group) + T::unit(of, lane / 4);
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const int column = lane % 4 * 2 + side;
-          f(Place{first_ + column, column, unit, group, of, side});
-        }
-      }
-    }
+  FUSEDRNN_DEVICE void each_place(const F& f) {
+    Weights::each_place(first_, f);
   }
 
   // The same of those that there are.
   template <class F>
   FUSEDRNN_DEVICE void each(F f) {
     each_place([&](const Place& p) {
-      if (p.b < s_.B && p.unit < H_) f(p);
+      if (p.b < B_ && p.unit < H_) f(p);
     });
   }
 
@@ -97,58 +87,61 @@ class Loop {
   // Over the rows of the column whose rows this thread copies, from that of step 0 of the loop on.
   template <class E>
   FUSEDRNN_DEVICE Walk<E> walk(const Rows<E>& rows) const {
-    return {rows, rows.base + t_of(0) * rows.step + own_row_ * rows.batch, descending_ ? -rows.step : rows.step};
+    E* const column = rows.base + own_row_ * rows.batch;
+    if (s_.row_offsets) return {column, 0, rows.batch};
+    return {column + t_of(0) * rows.step, descending_ ? -rows.step : rows.step, rows.batch};
   }
-  // The next of a walk, that of step t; the one that follows it. Packed rows lie where their offsets say.
+  // The next of a walk, that of step t; the one that follows it.
   template <class E>
   FUSEDRNN_DEVICE E* next(Walk<E>& walk, int t) const {
     E* const row = walk.at;
     walk.at += walk.apart;
-    return s_.row_offsets ? row_at(s_, walk.rows, t, own_row_) : row;
+    return s_.row_offsets ? row + s_.row_offsets[t] * walk.batch : row;
   }
   template <class E>
   FUSEDRNN_DEVICE E* following(const Walk<E>& walk, int t) const {
-    return s_.row_offsets ? row_at(s_, walk.rows, descending_ ? t - 1 : t + 1, own_row_) : walk.at;
+    return s_.row_offsets ? walk.at + s_.row_offsets[descending_ ? t - 1 : t + 1] * walk.batch : walk.at;
   }
 
   // f(here, there) of those parts of a row, of 16 bytes each, that are this thread's: threads of the same row share it.
   // In shared memory a row has `blocks` of `width` numbers, of which the first `count` are in memory.
   template <class E, int blocks, int width = P::hidden, class F>
   FUSEDRNN_DEVICE void each_part(int count, F f) {
-    constexpr int block = width * static_cast<int>(sizeof(E)), at_once = P::threads / kColumns * 16;
-    const int first = threadIdx.x / kColumns * 16, bytes = count * static_cast<int>(sizeof(E));
+    constexpr uint32_t block = width * sizeof(E), at_once = P::threads / P::columns * 16;
+    const uint32_t first = threadIdx.x / P::columns * 16, bytes = count * sizeof(E);
 #pragma unroll
-    for (int k = 0; k < block * blocks; k += at_once) {
-      const int here = k + first, within = here % block;
+    for (uint32_t k = 0; k < block * blocks; k += at_once) {
+      const uint32_t here = k + first, within = here % block;
       if (within < bytes && here < block * blocks) f(here, here / block * bytes + within);
     }
   }
   template <int blocks, int width = P::hidden, class E>
   FUSEDRNN_DEVICE void begin_copy(uint32_t to, const E* from, int count) {
-    each_part<E, blocks, width>(count, [&](int here, int there) {
+    each_part<E, blocks, width>(count, [&](uint32_t here, uint32_t there) {
       arch::copy_16_async(to + here, reinterpret_cast<const unsigned char*>(from) + there);
     });
   }
   template <int blocks, class E>
   FUSEDRNN_DEVICE void store(E* to, uint32_t from) {
-    each_part<E, blocks>(H_, [&](int here, int there) {
+    each_part<E, blocks>(H_, [&](uint32_t here, uint32_t there) {
       *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = arch::load_shared_16(from + here);
     });
   }
 
   // Of the column whose rows this thread copies.
   FUSEDRNN_DEVICE uint32_t own_column(int at, int row_bytes) const {
-    return arch::shared_address(shared_ + at + threadIdx.x % kColumns * row_bytes);
+    return arch::shared_address(shared_ + at + threadIdx.x % P::columns * row_bytes);
   }
 
   Shape s_;
-  int T_, H_;
+  int T_, B_, H_;
   unsigned char* shared_;
-  int64_t direction_, first_;
+  int direction_;
+  int first_;
   bool descending_;
-  int64_t own_row_;  // of the column whose rows this thread copies
+  uint32_t own_row_;  // of the column whose rows this thread copies
   int own_length_;
-  Weights<P> weights_;
+  Weights weights_;
 };
 
 }  // namespace fusedrnn::cuda

@@ -8,7 +8,7 @@
 namespace fusedrnn::cuda {
 
 // How sigmoid and tanh are computed: within an absolute error of 5e-4 by the instruction, or of 2e-7 by exp2 and a
-// reciprocal, which is enough for what is rounded to 11 bits.
+// reciprocal, which is enough for what is rounded to 11 bits; or within a few units of a float's last place.
 
 struct ByInstruction {
   FUSEDRNN_DEVICE static float tanh(float x) { return arch::tanh_approx(x); }
@@ -19,6 +19,11 @@ struct ByExponential {
   static constexpr float log2e = 1.44269504f;
   FUSEDRNN_DEVICE static float sigmoid(float x) { return arch::reciprocal_approx(1 + arch::exp2_approx(-log2e * x)); }
   FUSEDRNN_DEVICE static float tanh(float x) { return fmaf(2, sigmoid(2 * x), -1); }
+};
+
+struct ByLibrary {
+  FUSEDRNN_DEVICE static float sigmoid(float x) { return arch::reciprocal_approx(1 + expf(-x)); }
+  FUSEDRNN_DEVICE static float tanh(float x) { return tanhf(x); }
 };
 
 // A float whose sigmoid and tanh, as ../cells.h calls them, are those of Math.
@@ -39,14 +44,22 @@ struct Number {
   friend FUSEDRNN_DEVICE Number positive(Number a) { return a.v > 0 ? 1 : 0; }
 };
 
-// What operands of products are in memory, and how they lie in 32-bit words, as fragments hold them.
-template <class Element>
+// Kinds of numbers in products, where their elements are floats: rounded to TF32; or as they are, `columns` rows of the
+// batch at a time, which tensor cores do not multiply.
+struct Tf32 {};
+template <int columns>
+struct Ieee {};
+
+// What operands of products are in memory and how products read them.
+template <class Kind>
 struct Operand;
 
 template <>
 struct Operand<__nv_bfloat16> {
+  using Element = __nv_bfloat16;
   using Math = ByInstruction;
-  FUSEDRNN_DEVICE static __nv_bfloat16 narrow(float x) { return __float2bfloat16(x); }
+  FUSEDRNN_DEVICE static Element narrow(float x) { return __float2bfloat16(x); }
+  FUSEDRNN_DEVICE static Element for_product(Element x) { return x; }
   FUSEDRNN_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     arch::mma_bf16(d, a, b);
   }
@@ -54,43 +67,54 @@ struct Operand<__nv_bfloat16> {
 
 template <>
 struct Operand<__half> {
+  using Element = __half;
   using Math = ByExponential;
-  FUSEDRNN_DEVICE static __half narrow(float x) { return __float2half(x); }
+  FUSEDRNN_DEVICE static Element narrow(float x) { return __float2half(x); }
+  FUSEDRNN_DEVICE static Element for_product(Element x) { return x; }
   FUSEDRNN_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     arch::mma_f16(d, a, b);
   }
 };
 
-// Multiplied as TF32.
 template <>
-struct Operand<float> {
+struct Operand<Tf32> {
+  using Element = float;
   using Math = ByExponential;
   FUSEDRNN_DEVICE static float narrow(float x) { return x; }
+  // The nearest of its numbers, where the instruction would cut bits off.
+  FUSEDRNN_DEVICE static float for_product(float x) { return arch::nearest_tf32(x); }
   FUSEDRNN_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     arch::mma_tf32(d, a, b);
   }
 };
 
-// As a product reads it: TF32 takes the nearest of its numbers, where the instruction would cut bits off.
-template <class Element>
-FUSEDRNN_DEVICE Element for_product(Element x) {
-  if constexpr (sizeof(Element) == 4) {
-    return arch::nearest_tf32(x);
-  } else {
-    return x;
-  }
-}
+template <int columns>
+struct Operand<Ieee<columns>> {
+  using Element = float;
+  using Math = ByLibrary;
+  FUSEDRNN_DEVICE static float narrow(float x) { return x; }
+  FUSEDRNN_DEVICE static float for_product(float x) { return x; }
+};
 
-template <class Element>
-constexpr int elements_of_word = 4 / sizeof(Element);
+// How elements lie in the 32-bit words that fragments hold: as many as fill a word, the next one `apart` bytes after each.
+template <class Kind>
+constexpr int elements_of_word = 4 / sizeof(typename Operand<Kind>::Element);
 
-// As many elements as fill a register of a fragment, the next one `apart` after each.
-template <class Element>
-FUSEDRNN_DEVICE uint32_t word_of(const Element* first, int apart) {
-  Element elements[elements_of_word<Element>];
-#pragma unroll
-  for (int i = 0; i < elements_of_word<Element>; ++i) elements[i] = for_product(first[i * apart]);
+template <class Kind>
+FUSEDRNN_DEVICE uint32_t word_of(const unsigned char* first, int apart) {
+  using O = Operand<Kind>;
+  using Element = typename O::Element;
   uint32_t word;
+  Element elements[elements_of_word<Kind>];
+  if (apart == sizeof(Element)) {
+    word = *reinterpret_cast<const uint32_t*>(first);
+    memcpy(elements, &word, 4);
+  } else {
+#pragma unroll
+    for (int i = 0; i < elements_of_word<Kind>; ++i) elements[i] = *reinterpret_cast<const Element*>(first + i * apart);
+  }
+#pragma unroll
+  for (int i = 0; i < elements_of_word<Kind>; ++i) elements[i] = O::for_product(elements[i]);
   memcpy(&word, elements, 4);
   return word;
 }

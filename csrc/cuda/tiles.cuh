@@ -1,4 +1,4 @@
-// How the recurrent weights of a layer are cut into tiles for the products of warps, and how the state lies in shared memory.
+// How the rows of the weights are cut into tiles for the tensor cores, and their products.
 //
 // Gate rows are the rows of A, a batch tile of 8 rows is the columns of B and D, units of the state are the depth. With
 // g = lane / 4, t = lane % 4 a thread has rows g and g + 8 of each tile of D and columns 2 t and 2 t + 1: rows are given to
@@ -10,13 +10,30 @@
 
 namespace fusedrnn::cuda {
 
-constexpr int kColumns = 8;             // batch rows of a CTA
-constexpr int most_shared = 227 << 10;  // bytes of shared memory that Hopper gives a CTA
+// A unit of a row of the batch that is a thread's: the number `at` of the thread's places, and the numbers `own` and
+// `side` that the unit and the column have among those of the thread. Numbers are known when it is compiled.
+struct Place {
+  int b;
+  int column, unit, at, own, side;  // column: b in its batch tile
+};
+
+template <class P, class Products>
+class TileWeights;
+
+// Of every way to deal out rows: `columns` rows of the batch, `rows` of them in shared memory; `units` of a group of a
+// warp's, of which `of_thread` are a thread's, with `sides` of the columns each. A product takes `bytes` of the operand,
+// and so many 16 bytes of a thread's weights as `in_memory` says.
+struct OfTiles {
+  static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32;
+  template <class P, class Products>
+  using Weights = TileWeights<P, Products>;
+};
 
 // RNN, GRU: a tile is a gate of 16 units, and units g and g + 8 are a thread's.
 template <Cell cell>
-struct Tiling {
+struct Tiling : OfTiles {
   static constexpr int gates = static_cast<int>(gates_of(cell)), units = 16, tiles = gates, of_thread = 2;
+  static constexpr int in_memory = tiles;
 
   FUSEDRNN_DEVICE static int gate(int tile, int) { return tile; }
   FUSEDRNN_DEVICE static int unit(int half, int g) { return g + 8 * half; }
@@ -27,8 +44,9 @@ struct Tiling {
 
 // LSTM: two tiles hold the four gates of 8 units, of which unit g is a thread's.
 template <>
-struct Tiling<Cell::lstm> {
+struct Tiling<Cell::lstm> : OfTiles {
   static constexpr int gates = 4, units = 8, tiles = 2, of_thread = 1;
+  static constexpr int in_memory = tiles;
 
   FUSEDRNN_DEVICE static int gate(int tile, int half) { return 2 * tile + half; }
   FUSEDRNN_DEVICE static int unit(int, int g) { return g; }
@@ -37,116 +55,67 @@ struct Tiling<Cell::lstm> {
   }
 };
 
-// Bytes of a row: the least, from `bytes` on, that is 16 more than a multiple. What the lanes of a warp read at once from
-// 8 rows of 128 and 16, or from 4 of each second row of 64 and 16, lies in different banks.
-constexpr int apart(int bytes, int multiple) { return (bytes + multiple - 1) / multiple * multiple + 16; }
-
-// A kernel's sizes. It serves every H up to `hidden_`: units beyond H are zeros. `in_registers` is how many of the `depth_`
-// products along a row of the weights, 32 bytes each, find them in registers; the others find them in shared memory, after
-// two buffers of the operand of the products, a ring of inputs, and two buffers of results. operand, input and results
-// are the bytes that a row of each has.
-template <Cell cell_, class Tiles_, class Element_, int hidden_, int warps_, int depth_, int in_registers, int operand,
-          int input, int results>
-struct Plan {
-  using Element = Element_;
-  using Tiles = Tiles_;
-  static constexpr Cell cell = cell_;
-  static constexpr int hidden = hidden_, warps = warps_, threads = 32 * warps, size = sizeof(Element);
-  static constexpr int groups = hidden / (warps * Tiles::units);  // of units, a warp
-  static constexpr int depth = depth_, resident = in_registers < depth ? in_registers : depth;
-  static_assert(groups * warps * Tiles::units == hidden && depth % 2 == 0);
-
-  static constexpr int inputs = 0, stages = 4;
-  static constexpr int operand_row = apart(operand, 128), operand_buffer = kColumns * operand_row;
-  static constexpr int ring_row = apart(input, 64), ring_stage = kColumns * ring_row;
-  static constexpr int out_row = apart(results, 64), out_buffer = kColumns * out_row;
-  static constexpr int ring_at = 2 * operand_buffer, out_at = ring_at + stages * ring_stage;
-  static constexpr int weights_at = out_at + 2 * out_buffer;
-  static constexpr int shared = weights_at + warps * groups * Tiles::tiles * (depth - resident) * 32 * 16;
-  static_assert(shared <= most_shared);
-};
-
-// Input: pre-activations, or where inputs_ is not 0 up to so many numbers of x, whose weights lie in shared memory as well.
-// Results: a row of y, of `saved`, of `cells`.
-template <Cell cell>
-constexpr int kept_blocks = is_rnn(cell) ? 0 : 4;
-template <Cell cell>
-constexpr int c_blocks = cell == Cell::lstm ? 1 : 0;
-
-template <Cell cell, class Element, int hidden, int warps, int in_registers = hidden, int inputs_ = 0,
-          int size = sizeof(Element)>
-struct ForwardPlan : Plan<cell, Tiling<cell>, Element, hidden, warps, hidden * size / 32, in_registers, hidden * size,
-                          (inputs_ ? inputs_ : Tiling<cell>::gates * hidden) * size,
-                          (1 + kept_blocks<cell>)*hidden * size + c_blocks<cell> * 4 * hidden> {
-  static constexpr int inputs = inputs_;
-  static constexpr int kept_at = hidden * size, cells_at = kept_at + kept_blocks<cell> * hidden * size;
-
-  // The products of W_ih and x.
-  struct Inputs {
-    static constexpr int depth = inputs * size / 32, resident = 0;
-    static constexpr int operand_row = ForwardPlan::ring_row, weights_at = ForwardPlan::Plan::shared;
-    static_assert(depth % 2 == 0);
-  };
-  static constexpr int shared =
-      Inputs::weights_at + warps * ForwardPlan::groups * Tiling<cell>::tiles * Inputs::depth * 32 * 16;
-  static_assert(shared <= most_shared);
-};
-
-// Of the products, rows are units, whose dh a thread has; the depth are the gates of all units. Input: a row of dy, of the
-// state before, of `saved` or y, of c and of c before. Results: a row of dgates.
-template <Cell cell, class Element, int hidden, int warps, int in_registers = 4 * hidden, int size = sizeof(Element)>
-struct BackwardPlan
-    : Plan<cell, Tiling<Cell::rnn_tanh>, Element, hidden, warps, gates_of(cell) * hidden * size / 32, in_registers,
-           gates_of(cell) * hidden * size, (2 + blocks_of(cell)) * hidden * size + c_blocks<cell> * 8 * hidden,
-           blocks_of(cell) * hidden * size> {
-  static constexpr int gates = static_cast<int>(gates_of(cell)), blocks = static_cast<int>(blocks_of(cell));
-  static constexpr int before_at = hidden * size, saved_at = 2 * hidden * size;
-  static constexpr int c_at = saved_at + blocks * hidden * size, c_before_at = c_at + 4 * hidden;
-  static_assert(BackwardPlan::stages * BackwardPlan::ring_stage >= 4 * blocks * hidden * 4);  // for sums of biases
-};
-
 // What a warp multiplies: the rows of its gates and units.
 // Products says how many along the depth there are, how many of them find the weights in registers, and where the weights
 // of the others lie; and the bytes from row to row of what they multiply.
-template <class P, class Products = P>
-class Weights {
+template <class P, class Products>
+class TileWeights {
  public:
   using T = typename P::Tiles;
+  using Element = typename P::Element;
+  using Sums = float[P::groups][T::tiles][4];
 
-  // word(unit, tile, half, k): what row `half` of a unit's in a tile has in column k and, of 16 bits, the one after it. A
-  // lane reads no words but those it wrote. The warp meets lest the compiler loads more ahead than there are registers.
+  FUSEDRNN_DEVICE static float sum(const Sums& sums, const Place& p, int gate) {
+    return T::sum(sums[p.own / T::of_thread], gate, p.own % T::of_thread, p.side);
+  }
+
+  // f(place) of every place of this thread; first: the first row of the batch tile.
   template <class F>
-  FUSEDRNN_DEVICE void load(unsigned char* shared, F word) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    own_ = shared + Products::weights_at + (threadIdx.x / 32 * P::groups * T::tiles * in_shared * 32 + lane) * 16;
+  FUSEDRNN_DEVICE static void each_place(int first, const F& f) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int group = 0; group < P::groups; ++group) {
+    for (int own = 0; own < P::groups * T::of_thread; ++own) {
+      const int unit = first_unit(own / T::of_thread) + T::unit(own % T::of_thread, lane / 4);
 #pragma unroll
-      for (int tile = 0; tile < T::tiles; ++tile) {
-#pragma unroll
-        for (int k = 0; k < Products::depth; ++k) {
-          uint32_t words[4];
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int unit = first_unit(group) + T::unit(j % 2, g), at = 8 * k + 4 * (j / 2) + t;
-            words[j] = word(unit, tile, j % 2, at * elements_of_word<typename P::Element>);
-          }
-          if (k < Products::resident) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) registers_[group][tile][k][j] = words[j];
-          } else {
-            *reinterpret_cast<uint4*>(place(group, tile, k)) = {words[0], words[1], words[2], words[3]};
-          }
-          __syncwarp();
-        }
+      for (int side = 0; side < T::sides; ++side) {
+        const int column = lane % 4 * T::sides + side;
+        f(Place{first + column, column, unit, own * T::sides + side, own, side});
       }
     }
   }
 
+  // w: [gates, H, width] in memory. A lane reads no words from shared memory but those it wrote.
+  FUSEDRNN_DEVICE void load(unsigned char* shared, const Element* w, int H, int width) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int own = Products::weights_at + (threadIdx.x / 32 * P::groups * T::tiles * in_shared * 32 + lane) * 16;
+    own_ = arch::shared_address(shared) + own;
+    P::Staging::template all<P, Products>(shared, w, H, width, [&](int k, auto word) {
+#pragma unroll
+      for (int group = 0; group < P::groups; ++group) {
+#pragma unroll
+        for (int tile = 0; tile < T::tiles; ++tile) {
+          uint32_t words[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int unit = first_unit(group) + T::unit(j % 2, g);
+            words[j] = word(unit, T::gate(tile, j % 2), (4 * (j / 2) + t) * elements_of_word<typename P::Kind>);
+          }
+          if (k < Products::resident) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) registers_[group][tile][k < Products::resident ? k : 0][j] = words[j];
+          } else {
+            *reinterpret_cast<uint4*>(shared + own + place(group, tile, k)) = {words[0], words[1], words[2], words[3]};
+          }
+        }
+      }
+    });
+  }
+
   // The rows times the state at `h`. A few loads go out before the products that need them; products in a chain wait for
   // each other, so that there are at least three chains.
-  FUSEDRNN_DEVICE void multiply(uint32_t h, float (&sums)[P::groups][T::tiles][4]) const {
+  FUSEDRNN_DEVICE void multiply(uint32_t h, Sums& sums) const {
     constexpr int products = P::groups * T::tiles, chains = products < 4 ? 4 / products : 1, at_once = 8;
+    static_assert(Products::depth % 2 == 0);
     float parts[chains][P::groups][T::tiles][4] = {};
     const int lane = threadIdx.x % 32;
     const uint32_t row = h + lane % 8 * Products::operand_row + lane / 8 * 16;
@@ -156,7 +125,7 @@ class Weights {
       uint4 b[most / 2];
 #pragma unroll
       for (int k = 0; k < most && first + k < Products::depth; k += 2)
-        b[k / 2] = arch::load_tiles(row + (first + k) * 32);
+        b[k / 2] = arch::load_tiles(row + (first + k) * T::bytes);
 #pragma unroll
       for (int k = 0; k < most && first + k < Products::depth; ++k) {
         const uint4 two = b[k / 2];
@@ -184,29 +153,30 @@ class Weights {
     }
   }
 
+ private:
+  static constexpr int in_shared = Products::depth - Products::resident;
+
   // Of the layer, that is the first of a group of this warp.
   FUSEDRNN_DEVICE static int first_unit(int group) {
     return (static_cast<int>(threadIdx.x) / 32 * P::groups + group) * T::units;
   }
 
- private:
-  FUSEDRNN_DEVICE unsigned char* place(int group, int tile, int k) const {
-    return own_ + ((group * T::tiles + tile) * in_shared + k - Products::resident) * 32 * 16;
+  // From own_ on, of weights that are not in registers.
+  FUSEDRNN_DEVICE static int place(int group, int tile, int k) {
+    return ((group * T::tiles + tile) * in_shared + k - Products::resident) * 32 * 16;
   }
 
   FUSEDRNN_DEVICE void multiply(int group, int tile, int k, const uint32_t (&b)[2], float (&sums)[4]) const {
     if (k < Products::resident) {
-      Operand<typename P::Element>::mma(sums, registers_[group][tile][k < Products::resident ? k : 0], b);
+      P::Operand::mma(sums, registers_[group][tile][k < Products::resident ? k : 0], b);
     } else {
-      const uint4 a = arch::load_shared_16(arch::shared_address(place(group, tile, k)));
-      Operand<typename P::Element>::mma(sums, {a.x, a.y, a.z, a.w}, b);
+      const uint4 a = arch::load_shared_16(own_ + place(group, tile, k));
+      P::Operand::mma(sums, {a.x, a.y, a.z, a.w}, b);
     }
   }
 
-  static constexpr int in_shared = Products::depth - Products::resident;
-
   uint32_t registers_[P::groups][T::tiles][Products::resident > 0 ? Products::resident : 1][4];
-  unsigned char* own_;
+  uint32_t own_;
 };
 
 }  // namespace fusedrnn::cuda

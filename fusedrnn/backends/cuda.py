@@ -1,7 +1,8 @@
 """The CUDA kernels (csrc/cuda): a whole sequence in one launch, of layers whose recurrent weights one processor holds.
 
-A CTA takes 8 rows of the batch in one direction. The products that need no state are torch's: x W_ih before the loop
-unless the schedule is concat, the gradients of weights and of x after it; those of the biases are summed in the loop.
+A CTA takes 8 rows of the batch in one direction, one or two where float32 is not to lose bits. The products that need
+no state are torch's: x W_ih before the loop unless the schedule is concat, the gradients of weights and of x after it;
+those of the biases are summed in the loop.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from fusedrnn.cells import cells_shape, saved_shape, state_dtype
 # The kernels built for the CPU take CPU tensors.
 ON_HOST = not _cuda_library.reason() and bool(_cuda_library.function("on_host")())
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
-ELEMENTS = (torch.bfloat16, torch.float16, torch.float32)  # as enum ElementType in csrc/cuda/kernels.cuh
-BATCH_TILE = 8  # rows of a CTA, as kColumns in csrc/cuda/tiles.cuh
+NUMBERS = ("bf16", "f16", "tf32", "ieee")  # as enum Numbers in csrc/cuda/kernels.cuh
+OF_DTYPE = {torch.bfloat16: "bf16", torch.float16: "f16"}  # of float32, its precision
 WHOLE = 16  # bytes that are copied at once
 HOPPER_SHARED = 227 << 10  # bytes of shared memory that a CTA may have
+ON_HOST_PROCESSORS = 4
 
 
 class CudaBackend(Backend):
     name = "cuda"
     devices = frozenset(("cpu",) if ON_HOST else ("cuda",))
-    dtypes = frozenset(ELEMENTS)
+    dtypes = frozenset((*OF_DTYPE, torch.float32))
     cells = frozenset(CELLS)
     features = frozenset(("bidirectional", "tokens", "packed", "lengths", "resets"))
     schedules = frozenset(("concat", "hoisted"))
@@ -43,9 +45,7 @@ class CudaBackend(Backend):
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
         reasons = super().not_supported_reasons(problem)
-        if problem.dtype == torch.float32 and problem.precision != "tf32":
-            reasons.append("float32 is multiplied as TF32, which torch's settings do not allow")
-        if problem.dtype in ELEMENTS and problem.H * problem.dtype.itemsize % WHOLE:
+        if problem.dtype in self.dtypes and problem.H * problem.dtype.itemsize % WHOLE:
             reasons.append(f"H={problem.H} is not a multiple of {WHOLE // problem.dtype.itemsize}")
         if not reasons:
             passes = ("forward", "backward") if problem.save == "full" else ("forward",)
@@ -75,7 +75,7 @@ class CudaBackend(Backend):
                 *_shape(call, I),
                 call.R,
                 *(*gates, *tokens),
-                hoisted.stacked([w.w_hh for w in call.weights]),
+                _whole(hoisted.stacked([w.w_hh for w in call.weights])),
                 hoisted.reset_bias(call),
                 call.h0.contiguous(),
                 None if call.c0 is None else call.c0.contiguous(),
@@ -93,7 +93,7 @@ class CudaBackend(Backend):
         dgates, before = like.new_empty(D, R, width), like.new_empty(D, R, H)
         dh0 = torch.empty_like(call.h0, memory_format=torch.contiguous_format)
         dc0 = torch.empty_like(dh0) if call.c0 is not None else None
-        tiles = -(-call.B // BATCH_TILE)
+        tiles = -(-call.B // _tile(call))
         sums = like.new_empty(D, tiles, width, dtype=torch.float32)
         with hoisted.on_its_device(call):
             operands = (
@@ -101,7 +101,7 @@ class CudaBackend(Backend):
                 R,
                 *((None, 0, 0) if dy is None else _rows(call, _whole(dy))),
                 *(None if given is None else given.contiguous() for given in (dh_n, dc_n)),
-                hoisted.stacked([w.w_hh for w in call.weights]),
+                _whole(hoisted.stacked([w.w_hh for w in call.weights])),
                 *_rows(call, _whole(y)),
                 _whole(call.h0),
                 None if call.c0 is None else _whole(call.c0.float()),
@@ -141,10 +141,22 @@ def _launch(way: str, call: Call, operands: Sequence[Tensor | int | None]) -> No
         *(0 if word is None else word.data_ptr() if isinstance(word, Tensor) else word for word in operands)
     )
     stream = 0 if ON_HOST else torch.cuda.current_stream().cuda_stream
-    element, address = ELEMENTS.index(call.dtype), ctypes.addressof(words)
+    numbers, address = NUMBERS.index(_numbers(call)), ctypes.addressof(words)
     run = _cuda_library.function(way)
-    if error := run(element, address, len(words), call.D, BATCH_TILE, _shared(), stream):
+    if error := run(numbers, address, len(words), call.D, _tile(call), _shared(), stream):
         raise RuntimeError(f"cuda: {error.decode()}")
+
+
+def _numbers(of: Call | Problem) -> str:
+    """What is multiplied."""
+    return OF_DTYPE.get(of.dtype, of.precision)
+
+
+def _tile(of: Call | Problem) -> int:
+    """Rows of the batch that a CTA takes: 8 by tensor cores, otherwise as few as keep every multiprocessor busy."""
+    if _numbers(of) != "ieee":
+        return 8
+    return 1 if _processors() >= of.B * of.D else 2
 
 
 def _concat(schedule: str, tokens: bool) -> bool:
@@ -162,7 +174,7 @@ def _beyond_its_kernels(way: str, problem: Problem) -> str:
     """Why no kernel is large enough, or nothing."""
     concat = way == "forward" and _concat(problem.schedule, problem.tokens)
     inputs = _padded(problem.I, problem.dtype) if concat else 0
-    most = _most_hidden(way, problem.cell, problem.dtype, inputs, _shared())
+    most = _most_hidden(way, problem.cell, _numbers(problem), _tile(problem), inputs, _shared())
     if most >= problem.H:
         return ""
     kernels = f"{way} with I={problem.I} in the loop" if concat else way
@@ -231,16 +243,20 @@ def _missing(device: int | None) -> str:
 
 def _shared() -> int:
     """Bytes of shared memory that a CTA may have."""
-    return HOPPER_SHARED if ON_HOST else _shared_of(_device())
+    return HOPPER_SHARED if ON_HOST else _properties(_device()).shared_memory_per_block_optin
+
+
+def _processors() -> int:
+    return ON_HOST_PROCESSORS if ON_HOST else _properties(_device()).multi_processor_count
 
 
 @functools.cache
-def _shared_of(device: int) -> int:
-    properties: Any = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin
+def _properties(device: int) -> Any:
+    return torch.cuda.get_device_properties(device)
 
 
 @functools.cache
-def _most_hidden(way: str, cell: str, dtype: torch.dtype, inputs: int, shared: int) -> int:
+def _most_hidden(way: str, cell: str, numbers: str, tile: int, inputs: int, shared: int) -> int:
     """The largest H that a kernel serves; inputs: those of x that are multiplied in it."""
-    return _cuda_library.function(f"{way}_hidden")(ELEMENTS.index(dtype), CELLS.index(cell), inputs, shared)
+    served = _cuda_library.function(f"{way}_hidden")
+    return served(NUMBERS.index(numbers), tile, CELLS.index(cell), inputs, shared)

@@ -48,18 +48,20 @@ struct Array {
   void poison() { micro::check(cudaMemset(device, fusedrnn::host::kPoison, host.size() * sizeof(Element))); }
 
  private:
+  static Element narrow(float x) {
+    if constexpr (std::is_floating_point_v<Element>) {
+      return x;
+    } else {
+      return Operand<Element>::narrow(x);
+    }
+  }
   static std::vector<Element> drawn(int64_t count, double scale) {
     std::vector<Element> values(count);
     std::uniform_real_distribution<float> between(-scale, scale);
-    for (auto& v : values) v = Operand<Element>::narrow(between(random_numbers));
+    for (auto& v : values) v = narrow(between(random_numbers));
     return values;
   }
 };
-
-template <class Element>
-double operand(double x) {
-  return for_product(Operand<Element>::narrow(static_cast<float>(x)));
-}
 
 // Counts values further from what they should be than `tolerance`, and those that are not numbers.
 struct Difference {
@@ -72,6 +74,7 @@ struct Difference {
 template <class P, class Q>
 class Layer {
   using Element = typename P::Element;
+  using Operand = typename P::Operand;
   static constexpr Cell cell = P::cell;
   static constexpr int64_t G = P::Tiles::gates, blocks = Q::blocks, V = 5, I = P::inputs ? P::inputs - 8 : 0;
 
@@ -138,7 +141,7 @@ class Layer {
   }
 
  private:
-  int64_t tiles() const { return (B + kColumns - 1) / kColumns; }
+  int64_t tiles() const { return (B + P::columns - 1) / P::columns; }
 
   std::vector<int64_t> lengths_of() const {
     std::vector<int64_t> lengths(B, T);
@@ -184,13 +187,16 @@ class Layer {
   }
 
   double weight(int64_t d, int64_t gate, int64_t row, int64_t column) const {
-    return for_product(w_hh.host[((d * G + gate) * H + row) * H + column]);
+    return Operand::for_product(w_hh.host[((d * G + gate) * H + row) * H + column]);
   }
+
+  static double operand(double x) { return Operand::for_product(Operand::narrow(static_cast<float>(x))); }
+  static double product(Element a, Element b) { return double(Operand::for_product(a)) * Operand::for_product(b); }
 
   double input(int64_t d, int64_t gate, int64_t u, int64_t row) const {
     const int64_t of = (d * G + gate) * H + u;
     double sum = bias.host[of];
-    for (int64_t k = 0; k < I; ++k) sum += for_product(w_ih.host[of * I + k]) * for_product(x.host[row * I + k]);
+    for (int64_t k = 0; k < I; ++k) sum += product(w_ih.host[of * I + k], x.host[row * I + k]);
     return sum;
   }
 
@@ -212,7 +218,7 @@ class Layer {
         for (int64_t g = 0; g < G; ++g) {
           in[g] = P::inputs ? input(d, g, u, row)
                             : double(pre.host[(((options.tokens ? tokens.host[row] : row) * D + d) * G + g) * H + u]);
-          for (int64_t k = 0; k < H; ++k) product[g] += operand<Element>(h[k]) * weight(d, g, u, k);
+          for (int64_t k = 0; k < H; ++k) product[g] += operand(h[k]) * weight(d, g, u, k);
         }
         if constexpr (cell == Cell::lstm) {
           LstmGates<double> a{product[0] + in[0], product[1] + in[1], product[2] + in[2], product[3] + in[3]};
@@ -250,7 +256,7 @@ class Layer {
     const auto add_product = [&] {
       for (int64_t u = 0; u < H; ++u) {
         for (int64_t g = 0; g < G; ++g) {
-          for (int64_t k = 0; k < H; ++k) dh[u] += operand<Element>(seen[g * H + k]) * weight(d, g, k, u);
+          for (int64_t k = 0; k < H; ++k) dh[u] += operand(seen[g * H + k]) * weight(d, g, k, u);
         }
       }
       seen.assign(G * H, 0);
@@ -288,7 +294,7 @@ class Layer {
         difference.see(before.host[(d * R + row) * H + u], h_before);
         for (int64_t k = 0; k < blocks; ++k) {
           difference.see(dgates.host[((d * R + row) * blocks + k) * H + u], values[k]);
-          sums[((d * tiles() + b / kColumns) * blocks + k) * H + u] += values[k];
+          sums[((d * tiles() + b / P::columns) * blocks + k) * H + u] += values[k];
         }
         for (int64_t g = 0; !reset && g < G; ++g) seen[g * H + u] = values[cell == Cell::gru && g == 2 ? 3 : g];
       }
@@ -335,10 +341,12 @@ void layer(const char* name, int64_t T, int64_t B, int64_t H, double tolerance, 
   if (options.saves) check(" backward", [&] { layer.backward(); });
 }
 
-constexpr double kBf16 = 0.02, kF16 = 3e-3, kTf32 = 1e-3;
+constexpr double kBf16 = 0.02, kF16 = 3e-3, kTf32 = 1e-3, kIeee = 2e-5;
 
 using Lstm = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2>;
 using LstmBack = BackwardPlan<Cell::lstm, __nv_bfloat16, 32, 2>;
+using LstmInBoth = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 1>;  // weights in both memories
+using LstmInBothBack = BackwardPlan<Cell::lstm, __nv_bfloat16, 32, 1, 3>;
 using LstmWithX = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 32, 32>;
 
 }  // namespace layers

@@ -9,6 +9,7 @@ void all() {
   layer<Lstm, LstmBack>("lstm", 40, 8, 32, kBf16, {});
   for (int start = 0; start < 20; ++start) {
     layer<Lstm, LstmBack>("lstm", 1, 8, 32, kBf16, {});
+    layer<LstmInBoth, LstmInBothBack>("lstm in both", 1, 8, 32, kBf16, {});
     layer<LstmWithX, LstmBack>("lstm with x", 3, 8, 32, kBf16, {.saves = false});
   }
 }

@@ -33,11 +33,15 @@ T load_own(uint32_t from) {
 FUSEDRNN_DEVICE uint32_t load_shared(uint32_t from) { return load_own<uint32_t>(from); }
 FUSEDRNN_DEVICE uint4 load_shared_16(uint32_t from) { return load_own<uint4>(from); }
 
+FUSEDRNN_DEVICE float4 load_shared_floats(uint32_t from) { return load_own<float4>(from); }
+
 FUSEDRNN_DEVICE uint4 load_tiles(uint32_t row) {
   host::TileOperands mine{host::own_place(row, 16), {}};
   host::load_tiles(mine);
   return {mine.tiles[0], mine.tiles[1], mine.tiles[2], mine.tiles[3]};
 }
+
+FUSEDRNN_DEVICE float exchange(float given, int lanes) { return host::exchange(given, lanes); }
 
 // Global memory.
 

@@ -1,4 +1,4 @@
-// What the lanes of a warp do together: ldmatrix and mma. Fragments are written down as section "Matrix Fragments for
+// What the lanes of a warp do together: shfl, ldmatrix and mma. Fragments are written down as section "Matrix Fragments for
 // mma" of the PTX ISA has them, element by element, and not as arch.cuh puts it.
 #pragma once
 
@@ -37,6 +37,20 @@ void together(const char* instruction, Operands& mine, Compute compute) {
     compute(all);
   }
   grid->meet(warp.meeting, instruction);
+}
+
+// shfl .bfly
+struct Exchanged {
+  float given;
+  unsigned from;
+  float taken;
+};
+inline float exchange(float given, int lanes) {
+  Exchanged mine{given, self->lane() ^ static_cast<unsigned>(lanes), 0};
+  together("shfl", mine, [](const std::array<Exchanged*, kLanes>& all) {
+    for (Exchanged* const one : all) one->taken = all[one->from]->given;
+  });
+  return mine.taken;
 }
 
 struct Element {
