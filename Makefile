@@ -10,6 +10,7 @@ READY := $(VENV)/.fusedrnn-ready
 
 ARGS ?= timemachine --cell gru --hidden 256 --epochs 500 --lr 1 --clip 1 --seed 0
 OUT ?= runs/timemachine
+PYTEST_ARGS ?= -n 2 --dist worksteal
 CHECK_RUN := build/train-check
 CXX_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
@@ -75,7 +76,7 @@ train-check: build
 	@test -s $(CHECK_RUN)/model.safetensors && test -s $(CHECK_RUN)/curve.png
 
 pytest: build
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST_ARGS)
 
 clean: ## remove what was built, not the virtual environment
 	rm -rf build dist *.egg-info fusedrnn/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

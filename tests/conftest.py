@@ -1,41 +1,38 @@
-"""Builds that take minutes begin when the tests have been collected, beside other tests: see cuda_builds.py."""
+"""Builds that take minutes begin when the tests have been collected, beside other tests: see cuda_builds.py. Of several
+workers (pytest -n) the first begins them, for all.
+"""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
-from cuda_builds import NEEDED_BY
+from cuda_builds import NEEDED_BY, Outcome
 
 NICE = ["nice", "-n", "19"] if shutil.which("nice") else []
+FIRST = "gw0"
+BUILDS = pytest.StashKey[Path]()  # their folder
+PROCESS = pytest.StashKey[subprocess.Popen]()
 
 
-class Builds:
-    """Under way, and what they print."""
-
-    def __init__(self, kinds: list[str]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="fusedrnn-builds-"))
-        with (self.folder / "log").open("w") as log:
-            command = [*NICE, sys.executable, Path(__file__).with_name("cuda_builds.py"), self.folder, *kinds]
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-
-    def wait(self) -> Path:
-        assert self.process.wait() == 0, (self.folder / "log").read_text()[-4000:]
-        return self.folder
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+def pytest_configure(config):
+    of_worker = getattr(config, "workerinput", {}).get("builds")
+    config.stash[BUILDS] = Path(of_worker or tempfile.mkdtemp(prefix="fusedrnn-builds-"))
 
 
-BUILDS = pytest.StashKey[Builds]()
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["builds"] = str(node.config.stash[BUILDS])
 
 
 def pytest_collection_finish(session):
-    if session.config.option.collectonly:
+    worker = getattr(session.config, "workerinput", {}).get("workerid", FIRST)
+    if session.config.option.collectonly or worker != FIRST:
         return
     files = {
         item.path.name
@@ -43,15 +40,27 @@ def pytest_collection_finish(session):
         if not any(mark.args == (True,) for mark in item.iter_markers("skipif"))
     }
     if kinds := [kind for name, kind in NEEDED_BY.items() if name in files]:
-        session.config.stash[BUILDS] = Builds(kinds)
+        folder = session.config.stash[BUILDS]
+        command = [*NICE, sys.executable, Path(__file__).with_name("cuda_builds.py"), folder, *kinds]
+        session.config.stash[PROCESS] = process = subprocess.Popen(command, start_new_session=True)
+        (folder / "pid").write_text(str(process.pid))
 
 
 def pytest_unconfigure(config):
-    if builds := config.stash.get(BUILDS, None):
-        builds.end()
+    if hasattr(config, "workerinput"):
+        return
+    folder = config.stash[BUILDS]
+    if (folder / "pid").exists() and not Outcome(folder).known():
+        os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def cuda_builds(request) -> Path:
     """The folder with those that the tests collected need."""
-    return request.config.stash[BUILDS].wait()
+    folder = request.config.stash[BUILDS]
+    outcome = Outcome(folder)
+    while not outcome.known():
+        time.sleep(0.2)
+    assert not outcome.error(), outcome.error()
+    return folder

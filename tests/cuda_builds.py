@@ -30,7 +30,7 @@ KERNELS = ROOT / "csrc/cuda"
 FOLDERS = (KERNELS / "host", KERNELS, MICRO)
 # Kernels read bits as another type, and compare signed with unsigned numbers, as CUDA's own headers do.
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
-FLAGS = ["-std=c++20", "-O1", "-pthread", "-fno-strict-aliasing", "-DFUSEDRNN_SM=90", *WARNINGS]
+FLAGS = ["-std=c++20", "-pthread", "-fno-strict-aliasing", "-DFUSEDRNN_SM=90", *WARNINGS]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def begin_host(base: Path, pool: Executor) -> list[Future]:
 
     def build_library() -> None:
         kernels = (part for name in ("forward", "backward") for part in ("-x", "c++", KERNELS / f"{name}.cu"))
-        gxx("-shared", "-fPIC", *include, *kernels, "-o", base / "library.so")
+        gxx("-O1", "-shared", "-fPIC", *include, *kernels, "-o", base / "library.so")
 
     building = [pool.submit(build_library), *(pool.submit(build, name) for name in PROGRAMS)]
     return building + [pool.submit(build_with, number, *made) for number, made in enumerate(MADE_TOGETHER)]
@@ -189,7 +189,24 @@ KINDS: dict[str, Callable[[Path, Executor], list[Future]]] = {"host": begin_host
 NEEDED_BY = {"test_cuda_host.py": "host", "test_cuda_build.py": "hopper"}
 
 
-def main(base: Path, kinds: list[str]) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """Of the builds in a folder, once they have ended: what went wrong, or nothing."""
+
+    folder: Path
+
+    def known(self) -> bool:
+        return (self.folder / "outcome").exists()
+
+    def error(self) -> str:
+        return (self.folder / "outcome").read_text()
+
+    def tell(self, error: str) -> None:
+        (self.folder / "untold").write_text(error)
+        (self.folder / "untold").rename(self.folder / "outcome")
+
+
+def build_all(base: Path, kinds: list[str]) -> None:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         building = []
         for kind in kinds:
@@ -197,6 +214,17 @@ def main(base: Path, kinds: list[str]) -> None:
             building += KINDS[kind](base / kind, pool)
         for done in building:
             done.result()
+
+
+def main(base: Path, kinds: list[str]) -> None:
+    error = "the builds were stopped"
+    try:
+        build_all(base, kinds)
+        error = ""
+    except Exception as wrong:
+        error = str(wrong)[-4000:] or repr(wrong)
+    finally:
+        Outcome(base).tell(error)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,10 @@ TRAINING, INFERENCE = (Problem("gru", "seed-64", training) for training in (True
 def test_the_command_measures_and_keeps_rows(tmp_path):
     kept_by_pytest = tmp_path / "pytest.json"
     options = ["--threads=1", "--budget=0.01", f"--results={tmp_path}/results", f"--benchmark-json={kept_by_pytest}"]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--benchmark", "-q", *options, "-k", "seed-64 and gru and float32"],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT, env=alone, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     (kept,) = (tmp_path / "results").iterdir()

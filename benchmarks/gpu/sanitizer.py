@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 from benchmarks.gpu import micro
+from fusedrnn.bench import grid
 from fusedrnn.dispatch import REGISTRY
 
 TOOLS = ("memcheck", "racecheck")
@@ -45,9 +46,9 @@ def run(tool: str, seconds: float) -> dict:
 
 
 def layers(device: str = "cuda") -> Iterator[tuple[torch.nn.RNNBase, object]]:
-    """Modules on the `cuda` backend, and their input: each cell, plain and packed, and tokens in both directions."""
+    """Modules on the `cuda` backend, and their input: each cell, plain, packed, tokens, one way or both ways."""
     for cell in (fusedrnn.RNN, fusedrnn.GRU, fusedrnn.LSTM):
-        for H, dtype in ((64, torch.bfloat16), (24, torch.float16), (128, torch.bfloat16)):
+        for H, dtype in ((64, torch.bfloat16), (24, torch.float16), (128, torch.bfloat16), (24, torch.float32)):
             module = cell(6, H, backend="cuda", device=device, dtype=dtype, bidirectional=H == 24)
             rows = [torch.randn(T, 6, device=device, dtype=dtype) for T in (5, 3, 3, 2, 1, 1, 1, 1, 1)]
             yield module, torch.randn(5, 9, 6, device=device, dtype=dtype)
@@ -56,11 +57,12 @@ def layers(device: str = "cuda") -> Iterator[tuple[torch.nn.RNNBase, object]]:
 
 
 def main(device: str = "cuda") -> None:
-    for module, given in layers(device):
-        y, _ = module(given)
-        y = y if isinstance(y, torch.Tensor) else y.data
-        y.float().square().sum().backward()
-        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters())
+    with grid.float32_precision("ieee"):
+        for module, given in layers(device):
+            y, _ = module(given)
+            y = y if isinstance(y, torch.Tensor) else y.data
+            y.float().square().sum().backward()
+            assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters())
 
 
 if __name__ == "__main__":

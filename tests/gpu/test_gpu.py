@@ -38,9 +38,16 @@ SAMPLES = [*(Sample(cell, **size) for cell in CELLS for size in SIZES), *WIDE]
 FAST = [name for name in BACKENDS if name != "reference"]
 
 
+def skip_unless_served(sample, backend, dtype, precision):
+    problem = dataclasses.replace(Problem.of(sample.call(dtype)), device="cuda", precision=precision)
+    if reasons := REGISTRY[backend].not_supported_reasons(problem):
+        pytest.skip("; ".join(reasons))
+
+
 @pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float32, SAMPLES, "cuda"))
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
 def test_float32_error_is_at_most_twice_that_of_torch(sample, backend, precision):
+    skip_unless_served(sample, backend, torch.float32, precision)
     with grid.float32_precision(precision):
         draws = 6 if sample.saturating else 2
         assert_close_to_float64(sample, backend, torch.float32, draws, device="cuda", precision=precision)
@@ -70,14 +77,16 @@ ON_ONE_PROCESSOR = (
 HELD = [Sample(cell, **size) for cell in cuda.CELLS if cell != "rnn_relu" for size in ON_ONE_PROCESSOR]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "tf32"), (torch.float32, "ieee")],
+    ids=str,
+)
 @pytest.mark.parametrize(("sample", "backend"), cases(["cuda"], torch.bfloat16, HELD, "cuda"))
-def test_weights_of_one_processor_error_is_at_most_twice_that_of_torch(sample, backend, dtype):
-    problem = dataclasses.replace(Problem.of(sample.call(dtype)), device="cuda", precision="tf32")
-    if reasons := REGISTRY[backend].not_supported_reasons(problem):
-        pytest.skip("; ".join(reasons))
-    with grid.float32_precision("tf32"):
-        assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda", precision="tf32")
+def test_weights_of_one_processor_error_is_at_most_twice_that_of_torch(sample, backend, dtype, precision):
+    skip_unless_served(sample, backend, dtype, precision)
+    with grid.float32_precision(precision):
+        assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda", precision=precision)
 
 
 @pytest.mark.parametrize(("sample", "backend"), cases(["cuda"], torch.bfloat16, HELD[5:], "cuda"))
