@@ -12,7 +12,7 @@ constexpr Kernel<Backward<typename Operand<Kind>::Element>> kernel =
 template <class Kind>
 constexpr std::array kernels{
     kernel<Cell::lstm, Kind, 64, 4>,      kernel<Cell::lstm, Kind, 128, 8, 6>,   kernel<Cell::gru, Kind, 64, 4>,
-    kernel<Cell::gru, Kind, 128, 8, 16>,  kernel<Cell::gru, Kind, 192, 12, 19>,  kernel<Cell::rnn_tanh, Kind, 64, 4>,
+    kernel<Cell::gru, Kind, 128, 8, 16>,  kernel<Cell::gru, Kind, 192, 12, 17>,  kernel<Cell::rnn_tanh, Kind, 64, 4>,
     kernel<Cell::rnn_tanh, Kind, 128, 8>, kernel<Cell::rnn_tanh, Kind, 256, 16>,
 };
 template <>
@@ -22,7 +22,7 @@ constexpr std::array kernels<Tf32>{
 };
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
-    kernel<Cell::lstm, Ieee<columns>, 64, 4>,         kernel<Cell::lstm, Ieee<columns>, 128, 8, 9>,
+    kernel<Cell::lstm, Ieee<columns>, 64, 4>,         kernel<Cell::lstm, Ieee<columns>, 128, 8, 8>,
     kernel<Cell::gru, Ieee<columns>, 64, 4>,          kernel<Cell::gru, Ieee<columns>, 128, 8, 10>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4>,     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 256, 8, 9>,

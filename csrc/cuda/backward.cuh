@@ -165,7 +165,7 @@ class BackwardLoop : Loop<P, plain> {
     if (t < own_length_) {
       this->template store<1>(to, this->own_column(this->input_of(step) + P::before_at, P::ring_row));
     } else if (own_row_ < B_ && !s_.row_offsets) {
-      this->template each_part<Element, 1>(H_, [&](uint32_t, uint32_t there) {
+      this->template each_part<Element, 1>(H_, [&](int, int there) {
         *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = {0, 0, 0, 0};
       });
     }

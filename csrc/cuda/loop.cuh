@@ -107,23 +107,23 @@ class Loop {
   // In shared memory a row has `blocks` of `width` numbers, of which the first `count` are in memory.
   template <class E, int blocks, int width = P::hidden, class F>
   FUSEDRNN_DEVICE void each_part(int count, F f) {
-    constexpr uint32_t block = width * sizeof(E), at_once = P::threads / P::columns * 16;
-    const uint32_t first = threadIdx.x / P::columns * 16, bytes = count * sizeof(E);
+    constexpr int block = width * static_cast<int>(sizeof(E)), at_once = P::threads / P::columns * 16;
+    const int first = threadIdx.x / P::columns * 16, bytes = count * static_cast<int>(sizeof(E));
 #pragma unroll
-    for (uint32_t k = 0; k < block * blocks; k += at_once) {
-      const uint32_t here = k + first, within = here % block;
+    for (int k = 0; k < block * blocks; k += at_once) {
+      const int here = k + first, within = here % block;
       if (within < bytes && here < block * blocks) f(here, here / block * bytes + within);
     }
   }
   template <int blocks, int width = P::hidden, class E>
   FUSEDRNN_DEVICE void begin_copy(uint32_t to, const E* from, int count) {
-    each_part<E, blocks, width>(count, [&](uint32_t here, uint32_t there) {
+    each_part<E, blocks, width>(count, [&](int here, int there) {
       arch::copy_16_async(to + here, reinterpret_cast<const unsigned char*>(from) + there);
     });
   }
   template <int blocks, class E>
   FUSEDRNN_DEVICE void store(E* to, uint32_t from) {
-    each_part<E, blocks>(H_, [&](uint32_t here, uint32_t there) {
+    each_part<E, blocks>(H_, [&](int here, int there) {
       *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = arch::load_shared_16(from + here);
     });
   }
@@ -139,7 +139,7 @@ class Loop {
   int direction_;
   int first_;
   bool descending_;
-  uint32_t own_row_;  // of the column whose rows this thread copies
+  int own_row_;  // of the column whose rows this thread copies
   int own_length_;
   Weights weights_;
 };
