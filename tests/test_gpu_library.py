@@ -1,5 +1,8 @@
 """The stages of `make gpu` for the CUDA kernels, without a GPU: building them, and the sanitizer's verdict."""
 
+import shutil
+import subprocess
+
 import pytest
 
 from benchmarks.gpu import library, micro, sanitizer, stages
@@ -48,6 +51,16 @@ def test_what_is_said_where_it_cannot_be_built(script, said, tmp_path, monkeypat
     if script:
         a_folder_of_tools("nvcc", script)
     assert library.build(1).startswith(said)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
+    functions = (f'extern "C" long fusedrnn_cuda_{name}() {{ return 0; }}\n' for name in _cuda_library._FUNCTIONS)
+    source, built = tmp_path / "other.cpp", tmp_path / "other.so"
+    source.write_text("".join(functions))
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", built], check=True)
+    monkeypatch.setattr(_cuda_library, "_functions", {})
+    assert _cuda_library._load(built, True) == f"{built} has interface 0, not 1: build it again"
 
 
 def test_why_the_backend_is_missing_is_asked_of_a_new_process():
