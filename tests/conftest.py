@@ -2,6 +2,7 @@
 workers (pytest -n) the first begins them, for all.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -51,7 +52,8 @@ def pytest_unconfigure(config):
         return
     folder = config.stash[BUILDS]
     if (folder / "pid").exists() and not Outcome(folder).known():
-        os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
