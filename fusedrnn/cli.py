@@ -1,4 +1,4 @@
-"""The command line: `fusedrnn train | sample | bench | info`, also as `python -m fusedrnn.cli`.
+"""The command line: `fusedrnn train | eval | sample | bench | info`, also as `python -m fusedrnn.cli`.
 
 Whatever the user got wrong is said in one line on standard error, and the exit status is 2.
 """
@@ -19,7 +19,7 @@ from fusedrnn import BackendError
 from fusedrnn.lm.corpus import LANGUAGE_MODEL_CORPORA, Corpus, load_corpus, pydoc_in_place_of
 from fusedrnn.lm.errors import BadInput, CorpusUnavailable
 from fusedrnn.lm.sampling import continuation, generate
-from fusedrnn.lm.text import normalize_prompt
+from fusedrnn.lm.text import UNKNOWN, normalize, normalize_prompt
 from fusedrnn.lm.trainer import CHOICES, TrainConfig, Trainer
 
 PROMPT = "time traveller"
@@ -75,6 +75,30 @@ def train_command(arguments: argparse.Namespace) -> int:
     print(f"perplexity {epoch.perplexity:.3f} on {corpus.label} after {epoch.epoch} epochs, {epoch.seconds:.1f} s")
     print(continuation(trainer.model, trainer.vocab, _closing_prompt(trainer), num_chars=50))
     print(f"run folder {folder.path}")
+    return 0
+
+
+def eval_command(arguments: argparse.Namespace) -> int:
+    """Print how well a trained model foretells a text."""
+    from fusedrnn.lm.evaluation import evaluate
+    from fusedrnn.lm.run_folder import describe, held_out, load_run
+
+    run = load_run(arguments.run, arguments.library, arguments.backend)
+    if arguments.text is None:
+        text, label = held_out(arguments.run, run)
+    else:
+        corpus = load_corpus(arguments.text, arguments.data)
+        text, label = normalize(corpus.text, run.config.tokens), corpus.label
+    start = time.perf_counter()
+    found = evaluate(run.model, run.vocab.encode(text))
+    speed = f"{found.tokens / (time.perf_counter() - start):,.0f} tokens/s"
+    print(
+        f"perplexity {found.perplexity:.3f}, {found.nats:.4f} nats, {found.bits:.4f} bits a character "
+        f"on {found.tokens:,} characters of {label}"
+    )
+    if found.unknown:
+        print(f"{found.unknown:,} of them are not in its vocabulary and were scored as {UNKNOWN}")
+    print(f"# {describe(run.config, run.label)}; {speed}", file=sys.stderr)
     return 0
 
 
@@ -173,9 +197,12 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fusedrnn", description="Recurrent networks on fused kernels: train, sample, time, inspect.")
+    parser = _Parser(
+        prog="fusedrnn", description="Recurrent networks on fused kernels: train, evaluate, sample, time, inspect."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_train(commands)
+    _add_eval(commands)
     _add_sample(commands)
     _add_bench(commands)
     info = commands.add_parser("info", help="versions, what is built, what is available and why not")
@@ -244,6 +271,28 @@ def _add_train(commands: "argparse._SubParsersAction[_Parser]") -> None:
     run.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's choice)")
     run.add_argument("--out", metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)")
     run.add_argument("--force", action="store_true", help="overwrite the run that is in the run folder")
+
+
+def _add_eval(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    evaluation = commands.add_parser(
+        "eval",
+        help="say how well a trained model foretells a text",
+        description="Print the perplexity, nats and bits a character of a text, read as one stream from a state of "
+        "zeros. Without TEXT it is what the run's own text has beyond the characters it was trained on.",
+        formatter_class=_Help,
+    )
+    evaluation.set_defaults(command=eval_command)
+    evaluation.add_argument("run", metavar="RUN", help="run folder that `fusedrnn train` left")
+    evaluation.add_argument(
+        "text",
+        metavar="TEXT",
+        nargs="?",
+        help=f"{', '.join(LANGUAGE_MODEL_CORPORA)}, or the path of a UTF-8 text file",
+    )
+    evaluation.add_argument(
+        "--data", metavar="PATH", help="file or folder to take a named corpus from before any other place"
+    )
+    _add_library(evaluation, None)
 
 
 def _add_sample(commands: "argparse._SubParsersAction[_Parser]") -> None:

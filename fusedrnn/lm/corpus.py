@@ -100,8 +100,13 @@ class Corpus:
 
     @property
     def text(self) -> str:
-        """The text, without a byte order mark and with `\\n` for every line end."""
-        return self.data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        """What data says, see decode."""
+        return decode(self.data)
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 text, without a byte order mark and with `\\n` for every line end. Raises UnicodeDecodeError."""
+    return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def load_corpus(name: str, path: str | Path | None = None) -> Corpus:

@@ -24,11 +24,12 @@ import safetensors.torch
 import torch
 
 import fusedrnn
+from fusedrnn.lm.corpus import decode
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.files import write_atomically
 from fusedrnn.lm.model import LanguageModel, build_model
 from fusedrnn.lm.plots import draw_curve
-from fusedrnn.lm.text import Vocab
+from fusedrnn.lm.text import Vocab, normalize
 from fusedrnn.lm.trainer import Epoch, TrainConfig, Trainer
 
 FORMAT = 1
@@ -125,6 +126,21 @@ def load_run(path: str | Path, library: str | None = None, backend: str = "auto"
     except RuntimeError:
         raise misfit from None
     return Run(config, label, vocab, model)
+
+
+def held_out(path: str | Path, run: Run) -> tuple[str, str]:
+    """Of the text a run was trained on, what it was not trained on, and a label for it.
+
+    Raises RunFolderError when that is nothing, and when text.txt is missing or damaged.
+    """
+    file = Path(path) / "text.txt"
+    try:
+        text = normalize(decode(_read(file)), run.config.tokens)
+    except UnicodeDecodeError:
+        raise RunFolderError(f"{file}: not the UTF-8 text of a run") from None
+    if not run.config.max_tokens:
+        raise RunFolderError(f"{str(path)!r} was trained on the whole of its text: name another one")
+    return text[run.config.max_tokens :], f"{run.label} it was not trained on"
 
 
 def describe(config: TrainConfig, label: str) -> str:

@@ -9,6 +9,7 @@ from fusedrnn import dispatch
 from fusedrnn.cli import main
 from fusedrnn.lm import CORPORA
 from fusedrnn.lm.run_folder import FILES
+from fusedrnn.lm.text import normalize
 
 TINY = ["--hidden", "8", "--batch-size", "4", "--steps", "5", "--max-tokens", "500", "--epochs", "2"]
 
@@ -81,6 +82,27 @@ def test_offline_trains_on_pydoc_and_says_so_everywhere(call, tmp_path):
     assert label in call("sample", tmp_path / "run")[2]
 
 
+def test_eval_of_what_was_not_trained_on_and_of_any_text(call, run, tmp_path):
+    status, out, err = call("eval", run)
+    held_out = normalize((run / "text.txt").read_text(), "course")[1000:]
+    (tmp_path / "same.txt").write_text(held_out)
+    assert status == 0
+    assert out.endswith(f" bits a character on {len(held_out) - 1:,} characters of pydoc it was not trained on\n")
+    assert err.startswith("# gru 16, pydoc, first 1,000 tokens; ")
+    again = call("eval", run, tmp_path / "same.txt", "--library", "torch")[1]
+    assert again.startswith("perplexity ")
+    assert again.split(" on ")[0] == out.split(" on ")[0]
+
+
+def test_eval_tells_what_is_not_in_the_vocabulary(call, tmp_path):
+    (tmp_path / "verse.txt").write_text("Ça alors!\nDéjà vu.\n" * 40)
+    (tmp_path / "other.txt").write_text("Ça va, Zoé?")
+    assert call("train", tmp_path / "verse.txt", *TINY, "--out", tmp_path / "run")[0] == 0
+    status, out, _ = call("eval", tmp_path / "run", tmp_path / "other.txt")
+    assert status == 0
+    assert out.splitlines()[1] == "3 of them are not in its vocabulary and were scored as <unk>"
+
+
 def test_force_overwrites(call, run):
     before = (run / "model.safetensors").read_bytes()
     assert call("train", "pydoc", *TINY, "--seed", 1, "--out", run, "--force")[0] == 0
@@ -100,10 +122,15 @@ def text_file(content):
     return arguments
 
 
-def in_run(change):
+def a_letter(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    return tmp_path / "a.txt"
+
+
+def in_run(change, command="sample"):
     def arguments(tmp_path):
         change(tmp_path / "run")
-        return ["sample", tmp_path / "run"]
+        return [command, tmp_path / "run"]
 
     return arguments
 
@@ -136,6 +163,11 @@ BAD_INPUT = {
     "latin-1 corpus": (text_file("né\n".encode("latin-1") * 2000), "is not UTF-8"),
     "run folder exists": (lambda tmp_path: [*TRAIN, "--out", tmp_path / "run"], "is not empty"),
     "folder of something else": (lambda tmp_path: [*TRAIN, "--out", tmp_path, "--force"], "is no run"),
+    "eval nowhere": (["eval", "nowhere"], "nowhere/config.json"),
+    "eval of no text": (lambda tmp_path: ["eval", tmp_path / "run", "nowhere.txt"], "'nowhere.txt' is neither a file"),
+    "eval of damaged text": (in_run(lambda run: (run / "text.txt").write_bytes(b"\xff"), "eval"), "not the UTF-8 text"),
+    "eval without a text": (in_run(lambda run: (run / "text.txt").unlink(), "eval"), "text.txt"),
+    "eval of one letter": (lambda tmp_path: ["eval", tmp_path / "run", a_letter(tmp_path)], "nothing to foretell"),
     "sample nowhere": (["sample", "nowhere"], "nowhere/config.json"),
     "sample unfinished": (in_run(lambda run: (run / "model.safetensors").unlink()), "model.safetensors"),
     "sample corrupt weights": (
@@ -170,7 +202,9 @@ def test_failed_start_leaves_no_run_folder_in_the_way(call, tmp_path, monkeypatc
     assert call(*TRAIN, "--out", tmp_path / "run")[0] == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["sample", "--help"], ["bench", "--help"]]
+)
 def test_help(call, arguments):
     status, out, err = call(*arguments)
     assert (status, err) == (0, "")
