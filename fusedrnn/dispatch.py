@@ -93,7 +93,7 @@ def requested(backend: str) -> str:
 
 
 def preference(problem: Problem) -> tuple[str, ...]:
-    """Backends from the fastest to the slowest, as measured on this kind of device (benchmarks/NOTES.md)."""
+    """Backends from the fastest to the slowest, as measured on this kind of device (NOTES.md of benchmarks)."""
     if problem.device != "cuda":
         return ("cpu", "torch", "reference")
     measured = FASTEST_ON_GPU.get(_capability(), ())

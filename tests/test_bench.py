@@ -102,7 +102,7 @@ BAD = {
     "no cell": (["--cell", "elman"], "invalid choice: 'elman'"),
     "no dtype": (["--dtype", "int8"], "invalid choice: 'int8'"),
     "T 0": (["--T", "0"], "--T: must be at least 1, got 0"),
-    "H no number": (["--H", "many"], "invalid _count value: 'many'"),
+    "H no number": (["--H", "many"], "invalid count value: 'many'"),
     "no threads": (["--threads", "0"], "--threads"),
     "no layers": (["--layers", "0"], "--layers"),
     "no time": (["--seconds", "0"], "--seconds: must be above 0"),

@@ -20,8 +20,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def kernels(cuda_builds) -> list[cubins.Kernel]:
-    found = (pickle.loads((cuda_builds / "hopper" / f"{way}.pickle").read_bytes()) for way in cubins.WAYS)
+def kernels(beforehand) -> list[cubins.Kernel]:
+    folder = beforehand("hopper")
+    found = (pickle.loads((folder / f"{way}.pickle").read_bytes()) for way in cubins.WAYS)
     return [kernel for kernels in found for kernel in kernels]
 
 

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_builds import MADE_TOGETHER, PROGRAMS, ROOT, missing
+from beforehand import MADE_TOGETHER, PROGRAMS, ROOT, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing())]
 MISTAKES = [(folder, mistake) for folder, (_, mistakes) in enumerate(MADE_TOGETHER) for mistake in mistakes]
 
 
 @pytest.fixture(scope="module")
-def programs(cuda_builds) -> Path:
-    return cuda_builds / "host"
+def programs(beforehand) -> Path:
+    return beforehand("host")
 
 
 def test_the_backend_with_kernels_built_for_the_cpu(programs):

@@ -1,9 +1,6 @@
 """The Triton backend without a GPU: what it refuses, its kernels under the interpreter and compiled ahead of time."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,19 +17,6 @@ from fusedrnn.dispatch import REGISTRY, explain, select
 ROOT = Path(__file__).parent.parent
 ON_GPU = Problem("lstm", "cuda", torch.bfloat16, T=3, B=2, I=4, H=64)
 OutOfResources = pytest.importorskip("triton.runtime.errors", reason="no Triton for this system").OutOfResources
-
-
-@pytest.fixture(scope="module")
-def interpreter(tmp_path_factory):
-    """pytest over tests/interpreted.py, in a process of its own beside the tests that compile; and what it prints."""
-    printed = tmp_path_factory.mktemp("interpreter") / "printed"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted.py"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    with printed.open("w") as out:
-        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
-    yield process, printed
-    process.kill()
-    process.wait()
 
 
 def _compiled_ahead_of_time():
@@ -55,7 +39,7 @@ def _compiled_ahead_of_time():
 
 
 @pytest.mark.parametrize(("capability", "case"), _compiled_ahead_of_time(), ids=str)
-def test_kernels_fit_a_multiprocessor(capability, case, tmp_path, monkeypatch, interpreter):
+def test_kernels_fit_a_multiprocessor(capability, case, tmp_path, monkeypatch):
     from benchmarks import aot
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -63,12 +47,10 @@ def test_kernels_fit_a_multiprocessor(capability, case, tmp_path, monkeypatch, i
 
 
 @pytest.mark.timeout(900)
-def test_the_kernels_under_the_interpreter(interpreter):
-    process, printed = interpreter
-    code = process.wait()
-    text = printed.read_text()
-    print(text[-4000:])
-    assert code == 0 and " passed" in text and "skipped" not in text
+def test_the_kernels_under_the_interpreter(beforehand):
+    folder = beforehand("interpreter")
+    text = (folder / "printed").read_text()
+    assert (folder / "status").read_text() == "0" and " passed" in text and "skipped" not in text, text[-4000:]
 
 
 def test_a_budget_that_is_exceeded_is_a_fault():

@@ -1,9 +1,10 @@
-"""Character language models on recurrent layers: corpora, batches, training, sampling, and the run folders they leave.
+"""Language models on recurrent layers: corpora, batches, training, sampling, and the run folders they leave.
 
 What needs the extra packages of `fusedrnn[lm]` is imported from its own module: `run_folder`, `plots`, `progress`.
 """
 
 from fusedrnn.lm.batches import Batches
+from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import CORPORA, Corpus, load_corpus
 from fusedrnn.lm.course import RNNModel, load_data_time_machine, predict
 from fusedrnn.lm.errors import (
@@ -14,13 +15,16 @@ from fusedrnn.lm.errors import (
     RunFolderError,
     TrainingDiverged,
 )
+from fusedrnn.lm.evaluation import evaluate, perplexity
 from fusedrnn.lm.model import LanguageModel, build_model
+from fusedrnn.lm.optimization import grad_clipping
 from fusedrnn.lm.sampling import continuation, generate
-from fusedrnn.lm.text import Vocab, normalize
-from fusedrnn.lm.trainer import TrainConfig, Trainer, grad_clipping, perplexity, train
+from fusedrnn.lm.text import TOKENIZERS, Vocab
+from fusedrnn.lm.trainer import Trainer, train
 
 __all__ = [
     "CORPORA",
+    "TOKENIZERS",
     "BadInput",
     "Batches",
     "ConfigError",
@@ -36,11 +40,11 @@ __all__ = [
     "Vocab",
     "build_model",
     "continuation",
+    "evaluate",
     "generate",
     "grad_clipping",
     "load_corpus",
     "load_data_time_machine",
-    "normalize",
     "perplexity",
     "predict",
     "train",

@@ -41,7 +41,7 @@ class Batches:
                 f"({batch_size} streams x {num_steps} steps, and the last target)"
             )
         self.tokens, self.batch_size, self.num_steps = tokens, batch_size, num_steps
-        self.sampling, self.generator = sampling, generator
+        self.sampling, self.generator = sampling, generator or torch.default_generator
         self._last_offset = min(num_steps if sampling == "sequential" else num_steps - 1, len(tokens) - needed)
 
     def __len__(self) -> int:

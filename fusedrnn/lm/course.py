@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from fusedrnn.lm.batches import Batches
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.model import LanguageModel, State
-from fusedrnn.lm.text import Vocab, normalize
+from fusedrnn.lm.text import TOKENIZERS, Vocab
 
 
 class CourseNet(Protocol):
@@ -33,6 +34,7 @@ class RNNModel(LanguageModel):
 
     def begin_state(self, batch_size: int = 1, device: torch.device | str | None = None) -> State:
         """Zeros [L, B, H], for an LSTM a pair of them."""
+        assert isinstance(self.rnn, nn.RNNBase)
         h = torch.zeros(self.rnn.num_layers, batch_size, self.rnn.hidden_size, device=device)
         return (h, torch.zeros_like(h)) if self.rnn.mode == "LSTM" else h
 
@@ -59,7 +61,7 @@ def load_data_time_machine(
     The offset of each epoch comes from torch's global generator. Raises CorpusError, see fusedrnn.lm.corpus.
     """
     corpus = load_corpus("timemachine")
-    text = normalize(corpus.text, corpus.tokens)
+    text = TOKENIZERS[corpus.tokens].split(corpus.text)
     vocab = Vocab(text)
     tokens = vocab.encode(text[:max_tokens] if max_tokens > 0 else text)
     sampling = "random" if use_random_iter else "sequential"

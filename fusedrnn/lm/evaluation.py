@@ -8,17 +8,15 @@ import torch.nn.functional as F
 
 from fusedrnn.lm.errors import CorpusError
 from fusedrnn.lm.model import LanguageModel, State
-from fusedrnn.lm.trainer import perplexity
 
-STEPS = 4096  # tokens that are scored at once
+SCORED_AT_ONCE = 4096  # tokens
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """nats: the mean cross-entropy of a token, over `tokens` of them. unknown: how many were not in the vocabulary."""
+    """nats: the mean cross-entropy of a token, over `tokens` of them."""
 
     tokens: int
-    unknown: int
     nats: float
 
     @property
@@ -33,21 +31,34 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, tokens: torch.Tensor, steps: int = STEPS) -> Evaluation:
-    """Score every token of a text but the first, each after all that come before it: one stream, whose state starts at
-    zeros and is carried to the end.
+def evaluate(model: LanguageModel, tokens: torch.Tensor, streams: int = 1, at_once: int = SCORED_AT_ONCE) -> Evaluation:
+    """Score the tokens of a text, each after all that come before it in its stream. A stream's state starts at zeros
+    and is carried to the end; one stream scores every token but the first, several are faster and leave out a few.
 
     tokens: int64 [N]
-    steps: how many are handed to the model at once; the result does not depend on it but for rounding
+    streams: how many to fold the text into, at most N - 1
+    at_once: how many tokens are handed to the model; the result does not depend on it but for rounding
 
-    Raises CorpusError for fewer than two tokens.
+    The model is left in evaluation mode. Raises CorpusError for fewer than two tokens.
     """
     if len(tokens) < 2:
         raise CorpusError(f"a text of {len(tokens)} tokens leaves nothing to foretell")
     model.eval()
+    streams = min(streams, len(tokens) - 1)
+    length = (len(tokens) - 1) // streams
+    rows = (row[: streams * length].view(streams, length) for row in (tokens[:-1], tokens[1:]))
+    x, y = (row.t().contiguous() for row in rows)  # [length, B]
     state: State | None = None
-    nats = 0.0
-    for x, y in zip(tokens[:-1].split(steps), tokens[1:].split(steps), strict=True):
-        scores, state = model(x.unsqueeze(1), state)  # [T, 1, V]
-        nats += F.cross_entropy(scores.squeeze(1).double(), y, reduction="sum").item()
-    return Evaluation(len(tokens) - 1, int((tokens[1:] == 0).sum()), nats / (len(tokens) - 1))
+    nats = torch.zeros((), dtype=torch.float64, device=tokens.device)
+    for given, wanted in zip(*(row.split(max(1, at_once // streams)) for row in (x, y)), strict=True):
+        scores, state = model(given, state)  # [T, B, V]
+        nats += F.cross_entropy(scores.flatten(0, 1).double(), wanted.flatten(), reduction="sum")
+    return Evaluation(streams * length, nats.item() / (streams * length))
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean cross-entropy in nats: 1 if perfect, V if uniform, infinite for probability zero."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -13,13 +13,14 @@ STRETCHES = 20  # plain lines a run
 
 
 class Progress:
-    """A context manager to call with every epoch.
+    """A context manager to call with every epoch, and with every step.
 
+    batches: steps an epoch
     label: the corpus, named on every line
     console: where to write, standard output by default
     """
 
-    def __init__(self, epochs: int, label: str, console: rich.console.Console | None = None):
+    def __init__(self, epochs: int, batches: int, label: str, console: rich.console.Console | None = None):
         self.epochs, self.label = epochs, label
         self.console = console or rich.console.Console(highlight=False, markup=False, soft_wrap=True)
         self._line = rich.progress.Progress(
@@ -30,7 +31,7 @@ class Progress:
             console=self.console,
             expand=True,
         )
-        self._task = self._line.add_task(label, total=epochs, numbers="")
+        self._task = self._line.add_task(label, total=epochs * batches, numbers="")
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -43,9 +44,14 @@ class Progress:
         if self.console.is_terminal:
             self._line.stop()
 
+    def advance(self, step: int) -> None:
+        """After so many steps."""
+        if self.console.is_terminal:
+            self._line.update(self._task, completed=step)
+
     def __call__(self, epoch: Epoch) -> None:
         if self.console.is_terminal:
-            self._line.update(self._task, completed=epoch.epoch, numbers=self._numbers(epoch))
+            self._line.update(self._task, numbers=self._numbers(epoch))
         elif self.ends_stretch(epoch):
             self.console.print(f"{self.label}  {self._numbers(epoch)}")
 
@@ -56,8 +62,11 @@ class Progress:
 
     def _numbers(self, epoch: Epoch) -> str:
         remaining = round(epoch.seconds / epoch.epoch * (self.epochs - epoch.epoch))
+        validation = ""
+        if epoch.validation_perplexity is not None:
+            validation = f"validation {epoch.validation_perplexity:.3f}  "
         return (
             f"epoch {epoch.epoch:{len(str(self.epochs))}}/{self.epochs}  loss {epoch.loss:.4f}  "
-            f"perplexity {epoch.perplexity:.3f}  {epoch.tokens_per_second:,.0f} tokens/s  "
+            f"perplexity {epoch.perplexity:.3f}  {validation}{epoch.tokens_per_second:,.0f} tokens/s  "
             f"ETA {remaining // 60}:{remaining % 60:02}"
         )

@@ -1,13 +1,16 @@
 """The folder a training run leaves behind.
 
-    config.json        the options, the corpus and its sha1, the versions of what it ran on
-    vocab.json         the tokens in the order of their numbers
-    text.txt           the text it was trained on, byte for byte
-    metrics.csv        one row an epoch
-    model.safetensors  the weights, under the names torch.nn uses
-    curve.png          perplexity over epochs
+    config.json                    the options, the corpus and its sha1, the versions of what it ran on
+    vocab.json                     the tokens in the order of their numbers
+    text.txt                       the text it was trained on, byte for byte
+    metrics.csv                    one row an epoch
+    model.safetensors              the weights, under the names torch.nn uses: the best by validation, or the last
+    checkpoint.safetensors         what the run goes on from, and the one before it: see fusedrnn.lm.checkpoint
+    checkpoint-before.safetensors
+    results.json                   once it has ended: loss and perplexity of training, validation and test
+    curve.png                      perplexity over epochs
 
-Every file is written under a temporary name and renamed. Only the JSON and safetensors files are ever read back.
+Every file is written under a temporary name and renamed. Only the text, JSON and safetensors files are ever read back.
 """
 
 import csv
@@ -15,6 +18,7 @@ import dataclasses
 import io
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +28,30 @@ import safetensors.torch
 import torch
 
 import fusedrnn
-from fusedrnn.lm.corpus import decode
+from fusedrnn.lm import checkpoint
+from fusedrnn.lm.config import TrainConfig
+from fusedrnn.lm.corpus import Corpus
+from fusedrnn.lm.dataset import Dataset
 from fusedrnn.lm.errors import RunFolderError
+from fusedrnn.lm.evaluation import evaluate, perplexity
 from fusedrnn.lm.files import write_atomically
 from fusedrnn.lm.model import LanguageModel, build_model
 from fusedrnn.lm.plots import draw_curve
-from fusedrnn.lm.text import Vocab, normalize
-from fusedrnn.lm.trainer import Epoch, TrainConfig, Trainer
+from fusedrnn.lm.text import Vocab
+from fusedrnn.lm.trainer import Epoch, Trainer, distinct
 
 FORMAT = 1
-FILES = ("config.json", "vocab.json", "text.txt", "metrics.csv", "model.safetensors", "curve.png")
+FILES = (
+    "config.json",
+    "vocab.json",
+    "text.txt",
+    "metrics.csv",
+    "model.safetensors",
+    checkpoint.LAST,
+    checkpoint.BEFORE,
+    "results.json",
+    "curve.png",
+)
 
 
 class RunFolder:
@@ -54,28 +72,53 @@ class RunFolder:
             raise RunFolderError(
                 f"the folder {str(self.path)!r} is not empty: choose another, or overwrite with --force"
             )
-        if present and "config.json" not in present:
+        if "config.json" not in present and any(name not in FILES and not _is_temporary(name) for name in present):
             raise RunFolderError(f"the folder {str(self.path)!r} holds something that is no run; it is left alone")
+
+    @classmethod
+    def of(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that is to go on."""
+        folder = cls.__new__(cls)
+        folder.path = Path(path)
+        folder._remove_temporary()
+        return folder
 
     def begin(self, trainer: Trainer) -> None:
         """Remove an earlier run's files and write all that is known before training."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
+        self._remove_temporary()
         corpus = trainer.corpus
-        config = {
+        self._write("text.txt", corpus.data)
+        self._write("vocab.json", trainer.data.vocab.to_json().encode())
+        self.write_config(trainer)
+
+    def write_config(self, trainer: Trainer) -> None:
+        corpus = trainer.corpus
+        self._write_json("config.json", {
             "format": FORMAT,
-            "corpus": {"label": corpus.label, "sha1": corpus.sha1, "bytes": len(corpus.data)},
+            "corpus": {
+                "label": corpus.label,
+                "name": corpus.name,
+                "stands_in_for": corpus.stands_in_for,
+                "sha1": corpus.sha1,
+                "bytes": len(corpus.data),
+            },
             "train": dataclasses.asdict(trainer.config),
             "environment": {
                 "python": platform.python_version(),
                 "fusedrnn": fusedrnn.__version__,
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
+                "device": trainer.device.type,
             },
-        }
-        self._write("text.txt", corpus.data)
-        self._write("vocab.json", trainer.vocab.to_json().encode())
-        self._write("config.json", (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode())
+        })  # fmt: skip
+
+    def save(self, trainer: Trainer) -> None:
+        """Write what the run can go on from, and what it has given so far."""
+        checkpoint.save(self.path, trainer)
+        self.write_weights(trainer)
+        self.write_metrics(trainer)
 
     def write_metrics(self, trainer: Trainer) -> None:
         """One row for each epoch so far, labelled with the corpus."""
@@ -85,20 +128,64 @@ class RunFolder:
         writer.writerows([trainer.corpus.label, *dataclasses.astuple(epoch)] for epoch in trainer.history)
         self._write("metrics.csv", table.getvalue().encode())
 
-    def finish(self, trainer: Trainer) -> None:
-        """Write what training gave: the weights, the metrics and the curve."""
-        weights = {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}
-        self._write("model.safetensors", safetensors.torch.save(weights))
+    def write_weights(self, trainer: Trainer) -> None:
+        weights = distinct(trainer.best or trainer.model.state_dict())
+        named = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+        self._write("model.safetensors", safetensors.torch.save(named))
+
+    def finish(self, trainer: Trainer) -> dict[str, Any]:
+        """Write what training gave, last a checkpoint of its end; returns what results.json holds."""
+        self.write_weights(trainer)
         self.write_metrics(trainer)
+        results = results_of(trainer)
+        self._write_json("results.json", results)
         self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
+        if trainer.config.save_every:
+            checkpoint.save(self.path, trainer)
+        return results
+
+    def _remove_temporary(self) -> None:
+        """What processes that were killed had begun to write."""
+        for entry in self.path.iterdir():
+            if _is_temporary(entry.name):
+                entry.unlink(missing_ok=True)
+
+    def _write_json(self, name: str, content: object) -> None:
+        self._write(name, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self.path / name, data)
 
 
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def results_of(trainer: Trainer) -> dict[str, Any]:
+    """Loss and perplexity of the last epoch's training, of the best validation, and of the test by the weights of the
+    best validation; the test is one stream with its state carried.
+    """
+    last = trainer.history[-1]
+    results: dict[str, Any] = {
+        "corpus": trainer.corpus.label,
+        "epochs": last.epoch,
+        "steps": trainer.step,
+        "seconds": last.seconds,
+        "train": {"loss": last.loss, "perplexity": last.perplexity},
+    }
+    if trainer.best is not None:
+        best = trainer.history[trainer.best_epoch - 1]
+        loss = best.validation_loss or 0.0
+        results["validation"] = {"epoch": best.epoch, "loss": loss, "perplexity": perplexity(loss)}
+    if len(trainer.data.test) > 1:
+        found = evaluate(trainer.best_model(), trainer.data.test.to(trainer.device))
+        results["test"] = {"tokens": found.tokens, "loss": found.nats, "perplexity": found.perplexity}
+    return results
+
+
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read back. label names the corpus."""
+    """A run, read back. label names the corpus."""
 
     config: TrainConfig
     label: str
@@ -112,35 +199,68 @@ def load_run(path: str | Path, library: str | None = None, backend: str = "auto"
     Raises RunFolderError when a file is missing, damaged, or does not fit the others; ConfigError for backend.
     """
     folder = Path(path)
-    config, label = _read_config(folder / "config.json")
-    config = dataclasses.replace(config, library=library or config.library, backend=backend)
+    content = read_config(folder)
+    config = dataclasses.replace(content.train, library=library or content.train.library, backend=backend)
     vocab = _read_vocab(folder / "vocab.json")
     weights = _read_weights(folder / "model.safetensors")
     misfit = RunFolderError(f"{folder / 'model.safetensors'}: not the weights that config.json and vocab.json describe")
     last_layer = weights.get(f"rnn.weight_hh_l{config.layers - 1}")
     if last_layer is None or last_layer.shape[-1] != config.hidden:
         raise misfit
-    model = build_model(len(vocab), config.cell, config.hidden, config.layers, library=config.library, backend=backend)
+    model = build_model(len(vocab), config)
+    if config.tied and "embedding.weight" in weights:
+        weights["head.weight"] = weights["embedding.weight"]
     try:
         model.load_state_dict(weights)
     except RuntimeError:
         raise misfit from None
-    return Run(config, label, vocab, model)
+    return Run(config, content.label, vocab, model)
 
 
-def held_out(path: str | Path, run: Run) -> tuple[str, str]:
-    """Of the text a run was trained on, what it was not trained on, and a label for it.
+def resume(path: str | Path, device: torch.device | str = "cpu", **changes: Any) -> tuple[Trainer, str]:
+    """The trainer of a run folder, to go on from its last checkpoint; changes are options of checkpoint.FREE.
 
-    Raises RunFolderError when that is nothing, and when text.txt is missing or damaged.
+    Returns it, and what was wrong with the last checkpoint where the one before was taken. Raises RunFolderError.
     """
-    file = Path(path) / "text.txt"
-    try:
-        text = normalize(decode(_read(file)), run.config.tokens)
-    except UnicodeDecodeError:
-        raise RunFolderError(f"{file}: not the UTF-8 text of a run") from None
-    if not run.config.max_tokens:
+    folder = Path(path)
+    content = read_config(folder)
+    trainer = Trainer(dataclasses.replace(content.train, **changes), read_corpus(folder, content), device)
+    return trainer, checkpoint.load(folder, trainer)
+
+
+def held_out(path: str | Path) -> tuple[Sequence[str], str]:
+    """What a run was not trained on of its text, and a label for it: see Dataset.held_out.
+
+    Raises RunFolderError when that is nothing, and when a file is missing or damaged.
+    """
+    folder = Path(path)
+    content = read_config(folder)
+    tokens, part = Dataset.of(content.train, read_corpus(folder, content)).held_out
+    if not len(tokens):
         raise RunFolderError(f"{str(path)!r} was trained on the whole of its text: name another one")
-    return text[run.config.max_tokens :], f"{run.label} it was not trained on"
+    return tokens, f"{content.label}, {part}"
+
+
+@dataclass(frozen=True)
+class Content:
+    """Of a config.json."""
+
+    train: TrainConfig
+    label: str
+    name: str
+    stands_in_for: str
+    sha1: str
+    threads: int
+
+
+def read_corpus(folder: Path, content: Content) -> Corpus:
+    """The text a run was trained on. Raises RunFolderError."""
+    file = folder / "text.txt"
+    train = content.train
+    corpus = Corpus(content.name, _read(file), train.tokens, train.max_tokens or 0, content.stands_in_for)
+    if corpus.sha1 != content.sha1:
+        raise RunFolderError(f"{file}: its sha1 is {corpus.sha1}, and config.json says {content.sha1}")
+    return corpus
 
 
 def describe(config: TrainConfig, label: str) -> str:
@@ -150,12 +270,17 @@ def describe(config: TrainConfig, label: str) -> str:
     return f"{config.cell} {size}, {label}, {extent}"
 
 
-def _read_config(path: Path) -> tuple[TrainConfig, str]:
+def read_config(folder: str | Path) -> Content:
+    """The config.json of a run. Raises RunFolderError."""
+    path = Path(folder) / "config.json"
     try:
         content: Any = json.loads(_read(path))
         if content["format"] != FORMAT:
             raise RunFolderError(f"{path}: format {content['format']!r}, this version reads {FORMAT}")
-        return TrainConfig(**content["train"] | {"backend": "auto"}), str(content["corpus"]["label"])
+        corpus, threads = content["corpus"], content["environment"]["threads"]
+        train = TrainConfig(**content["train"])
+        words = {key: str(corpus[key]) for key in ("label", "name", "stands_in_for", "sha1")}
+        return Content(train, threads=int(threads), **words)
     except RunFolderError:
         raise
     except KeyError as error:
@@ -188,4 +313,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RunFolderError(f"cannot read {str(path)!r} of a finished run: {error.strerror}") from None
+        raise RunFolderError(f"cannot read {str(path)!r} of a run: {error.strerror}") from None

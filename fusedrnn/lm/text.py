@@ -1,48 +1,118 @@
-"""From text to tokens. A token is one character.
-
-Two ways to cut a text up:
+"""From text to tokens and back.
 
 course  line by line, every run of characters that are not ASCII letters becomes one space, the ends are trimmed, the
         rest is lower case; the lines are joined with nothing between them. What textbooks do to The Time Machine.
 char    every character as it stands, line ends included.
+byte    every byte of the text in UTF-8, one character of the same number each. The vocabulary is all 256.
+word    what lies between spaces, and `<eos>` for every line end: the custom of Penn Treebank and WikiText.
 """
 
+import codecs
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import torch
 
-TOKEN_MODES = ("course", "char")
-UNKNOWN = "<unk>"
+UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
+BYTES = [chr(number) for number in range(256)]
 _NOT_LETTERS = re.compile("[^A-Za-z]+")
 
 
-def normalize(text: str, mode: str) -> str:
-    """The text whose characters are the tokens, see the module's docstring for the modes."""
-    if mode == "char":
+class Tokenizer(ABC):
+    """One way to cut a text up; unit is what a token is called."""
+
+    unit = "character"
+
+    @abstractmethod
+    def split(self, text: str) -> Sequence[str]:
+        """The tokens of a text."""
+
+    def split_prompt(self, prompt: str) -> Sequence[str]:
+        """The tokens of a text that a model is to go on from: nothing is trimmed at its ends."""
+        return self.split(prompt)
+
+    def spell(self, tokens: Iterable[str]) -> Iterator[str]:
+        """The text that tokens make, a piece for each as soon as it is known; perhaps an empty one."""
+        return iter(tokens)
+
+
+class Course(Tokenizer):
+    def split(self, text: str) -> str:
+        return "".join(self.split_prompt(line).strip() for line in text.split("\n"))
+
+    def split_prompt(self, prompt: str) -> str:
+        return _NOT_LETTERS.sub(" ", prompt).lower()
+
+
+class Characters(Tokenizer):
+    def split(self, text: str) -> str:
         return text
-    return "".join(normalize_prompt(line, mode).strip() for line in text.split("\n"))
 
 
-def normalize_prompt(prompt: str, mode: str) -> str:
-    """As normalize, but a space at either end of the prompt is kept: the model is to go on from there."""
-    return prompt if mode == "char" else _NOT_LETTERS.sub(" ", prompt).lower()
+class Bytes(Tokenizer):
+    unit = "byte"
+
+    def split(self, text: str) -> str:
+        return text.encode().decode("latin-1")
+
+    def spell(self, tokens: Iterable[str]) -> Iterator[str]:
+        """What is not UTF-8 is shown as U+FFFD."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
+            yield decoder.decode(token.encode("latin-1"))
+        yield decoder.decode(b"", final=True)
+
+
+class Words(Tokenizer):
+    unit = "word"
+
+    def split(self, text: str) -> list[str]:
+        lines = text.removesuffix("\n").split("\n")
+        tokens = [token for line in lines for token in (*line.split(), END_OF_LINE)]
+        return tokens if text.endswith("\n") else tokens[:-1]
+
+    def spell(self, tokens: Iterable[str]) -> Iterator[str]:
+        at_start = True
+        for token in tokens:
+            ends = token == END_OF_LINE
+            yield "\n" if ends else token if at_start else f" {token}"
+            at_start = ends
+
+
+TOKENIZERS: dict[str, Tokenizer] = {"course": Course(), "char": Characters(), "byte": Bytes(), "word": Words()}
 
 
 class Vocab:
     """Tokens and their numbers: `<unk>` is 0, the rest follow by falling frequency, ties in order of first appearance.
 
+    most: keep so many of them, 0 for all
     idx_to_token: list of tokens
     token_to_idx: its inverse
     """
 
-    def __init__(self, tokens: Iterable[str]):
-        by_frequency = (token for token, _ in Counter(tokens).most_common())
-        self.idx_to_token = [UNKNOWN, *(token for token in by_frequency if token != UNKNOWN)]
-        self.token_to_idx = {token: index for index, token in enumerate(self.idx_to_token)}
+    def __init__(self, tokens: Iterable[str], most: int = 0):
+        by_frequency = (token for token, _ in Counter(tokens).most_common() if token != UNKNOWN)
+        self._number([UNKNOWN, *by_frequency][: most + 1 if most else None])
+
+    @classmethod
+    def of(cls, idx_to_token: list[str]) -> "Vocab":
+        """These tokens in this order, `<unk>` first; or the 256 bytes, among which nothing is unknown."""
+        vocab = cls.__new__(cls)
+        vocab._number(idx_to_token)
+        return vocab
+
+    def _number(self, tokens: list[str]) -> None:
+        self.idx_to_token = tokens
+        self.token_to_idx = {token: index for index, token in enumerate(tokens)}
+
+    @property
+    def unknown(self) -> int | None:
+        """The number of `<unk>`, where there is one."""
+        return self.token_to_idx.get(UNKNOWN)
 
     def __len__(self) -> int:
         return len(self.idx_to_token)
@@ -77,6 +147,6 @@ class Vocab:
         tokens = content.get("idx_to_token") if isinstance(content, dict) else None
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise ValueError("no list of tokens under 'idx_to_token'")
-        if tokens[:1] != [UNKNOWN] or len(set(tokens)) != len(tokens):
+        if tokens != BYTES and (tokens[:1] != [UNKNOWN] or len(set(tokens)) != len(tokens)):
             raise ValueError(f"the tokens must be distinct and start with {UNKNOWN!r}")
-        return cls(tokens)
+        return cls.of(tokens)

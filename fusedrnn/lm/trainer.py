@@ -1,82 +1,41 @@
-"""Train a language model: SGD on truncated backpropagation through time, gradients clipped by their global norm."""
+"""Train a language model by truncated backpropagation through time."""
 
+import contextlib
+import copy
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from fusedrnn.lm.batches import SAMPLINGS, Batches
+from fusedrnn.lm.batches import Batches
+from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import Corpus
-from fusedrnn.lm.errors import ConfigError, TrainingDiverged
-from fusedrnn.lm.model import CELLS, INITS, LIBRARIES, State, build_model, detach
-from fusedrnn.lm.text import TOKEN_MODES, Vocab, normalize
+from fusedrnn.lm.dataset import Dataset, complete
+from fusedrnn.lm.errors import TrainingDiverged
+from fusedrnn.lm.evaluation import evaluate, perplexity
+from fusedrnn.lm.model import LanguageModel, State, build_model, detach
+from fusedrnn.lm.optimization import build_optimizer, clip, gradients_of, learning_rate, set_learning_rate
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What determines a training run, besides the text and the number of threads. Raises ConfigError.
-
-    clip: the largest global norm of the gradients, 0 for no clipping
-    steps: T, time steps a batch, through which gradients flow
-    tokens: 'course' or 'char', see fusedrnn.lm.text; 'auto' for the corpus's own choice
-    max_tokens: train on the first so many, 0 for all, None for the corpus's own choice
-    """
-
-    cell: str = "gru"
-    hidden: int = 256
-    layers: int = 1
-    epochs: int = 500
-    lr: float = 1.0
-    clip: float = 1.0
-    seed: int = 0
-    batch_size: int = 32
-    steps: int = 35
-    sampling: str = "sequential"
-    init: str = "torch"
-    tokens: str = "auto"
-    max_tokens: int | None = None
-    library: str = "fusedrnn"
-    backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("hidden", "layers", "epochs", "batch_size", "steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"lr must be a positive number, got {self.lr}")
-        if not (math.isfinite(self.clip) and self.clip >= 0):
-            raise ConfigError(f"clip must be a positive number, or 0 for no clipping, got {self.clip}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
-        if self.max_tokens is not None and self.max_tokens < 0:
-            raise ConfigError(f"max_tokens must be positive, or 0 for the whole text, got {self.max_tokens}")
-
-
-CHOICES = {
-    "cell": tuple(CELLS),
-    "sampling": SAMPLINGS,
-    "init": INITS,
-    "tokens": ("auto", *TOKEN_MODES),
-    "library": LIBRARIES,
-}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the text gave. loss is the mean cross-entropy in nats a token, seconds are spent so far."""
+    """What one pass over the text gave. loss is the mean cross-entropy in nats a token, on the validation part None
+    where there is none; lr is the last step's; seconds are spent so far."""
 
     epoch: int
     loss: float
     perplexity: float
+    validation_loss: float | None
+    validation_perplexity: float | None
+    lr: float
     tokens_per_second: float
     seconds: float
 
@@ -84,118 +43,241 @@ class Epoch:
 class Trainer:
     """Everything a run needs, built from a config and a corpus; config is completed with the corpus's own choices.
 
+    corpus, data, batches, model, optimizer: what their names say
+    history: an Epoch for each pass that has ended
+    step: optimizer steps so far; steps: those of the whole run
+    best: the weights of the best validation so far, None where there is no validation part
+
     Raises CorpusError when the text is shorter than one batch, and ConfigError for an unknown backend.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus):
-        tokens = corpus.tokens if config.tokens == "auto" else config.tokens
-        max_tokens = corpus.max_tokens if config.max_tokens is None else config.max_tokens
-        self.corpus = corpus
-        self.text = normalize(corpus.text, tokens)
-        if max_tokens >= len(self.text):
-            max_tokens = 0
-        self.config = config = dataclasses.replace(config, tokens=tokens, max_tokens=max_tokens)
-        self.vocab = Vocab(self.text)
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu"):
+        self.corpus, self.config, self.device = corpus, complete(config, corpus), torch.device(device)
+        config = self.config
+        self.data = Dataset.of(config, corpus)
         self.batches = Batches(
-            self.vocab.encode(self.text[: max_tokens or None]),
+            self.data.train.to(self.device),
             config.batch_size,
             config.steps,
             config.sampling,
             torch.Generator().manual_seed(config.seed),
         )
+        self.steps = len(self.batches) * config.epochs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = build_model(
-                len(self.vocab),
-                config.cell,
-                config.hidden,
-                config.layers,
-                library=config.library,
-                backend=config.backend,
-                init=config.init,
-            )
-        self.parameters: list[torch.Tensor] = list(self.model.parameters())
+            self.model = build_model(len(self.data.vocab), config).to(self.device)
+            self.random = _random_state(self.device)
+        self.run_model = torch.compile(self.model) if config.compile else self.model
+        self.parameters = list(self.model.parameters())
+        self.optimizer = build_optimizer(config, self.model)
+        self.scaled = config.amp == "fp16"  # gradients of float16 are kept from vanishing
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
         self.history: list[Epoch] = []
+        self.best: dict[str, torch.Tensor] | None = None
+        self.best_epoch = 0
+        self.seconds = 0.0
+        self.step = 0
+        self._begin_epoch()
 
-    def run(self) -> Iterator[Epoch]:
-        """Train for all epochs; yields the record of each, which history keeps too. Raises TrainingDiverged."""
-        tokens_per_epoch = len(self.batches) * self.config.batch_size * self.config.steps
-        seconds = 0.0
-        for number in range(1, self.config.epochs + 1):
-            start = time.perf_counter()
-            loss = self.train_epoch()
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the loss became {loss} in epoch {number}: lower lr, or clip the gradients more"
-                )
-            duration = time.perf_counter() - start
-            seconds += duration
-            self.history.append(Epoch(number, loss, perplexity(loss), tokens_per_epoch / duration, seconds))
+    def _begin_epoch(self) -> None:
+        self.batches_random = self.batches.generator.get_state()
+        self.losses: list[torch.Tensor] = []  # of every batch of this epoch so far
+        self.states: list[State | None] = [None] * self.config.accumulate  # carried, of each part of the streams
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs have passed, or too many since the best validation."""
+        patience = self.config.patience
+        stale = patience > 0 and len(self.history) - self.best_epoch >= patience
+        return len(self.history) >= self.config.epochs or stale
+
+    def run(self, after_step: Callable[[], None] = lambda: None) -> Iterator[Epoch]:
+        """Train on from where it stands; yields the record of each epoch, which history keeps too. after_step is called
+        after every optimizer step. Raises TrainingDiverged.
+        """
+        while not self.finished:
+            with self._random_of_its_own():
+                for x, y in itertools.islice(self.batches, len(self.losses), None):
+                    with self._clock():
+                        self.losses.append(self.train_step(x, y))
+                    after_step()
+                self._end_epoch()
             yield self.history[-1]
 
-    def train_epoch(self) -> float:
-        """One pass over the text; returns its mean cross-entropy in nats a token."""
-        self.model.train()
-        losses = []
-        state: State | None = None
-        for x, y in self.batches:
-            loss, state = self.train_step(x, y, state if self.config.sampling == "sequential" else None)
-            losses.append(loss)
-        return torch.stack(losses).mean().item()
+    def train_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """One optimizer step on tokens x and targets y [T, B], from the carried states, which go on after x.
 
-    def train_step(self, x: torch.Tensor, y: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
-        """One SGD step on tokens x and targets y [T, B] from a state, or from zeros.
-
-        Returns the mean cross-entropy before the step, and the state after x to go on from.
+        Returns the mean cross-entropy before the step.
         """
-        scores, state = self.model(x, state)
-        return self.learn(scores, y), detach(state)
-
-    def learn(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """One SGD step from scores [T, B, V] of targets y [T, B]; returns the mean cross-entropy before it."""
-        loss = F.cross_entropy(scores.flatten(0, 1), y.flatten())
         for parameter in self.parameters:
             parameter.grad = None
-        loss.backward()
-        gradients = gradients_of(self.parameters)
+        parts = self.config.accumulate
+        losses = []
+        for part, (tokens, targets) in enumerate(zip(x.chunk(parts, 1), y.chunk(parts, 1), strict=True)):
+            with self._autocast():
+                scores, state = self.run_model(tokens, self.states[part])
+                loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+            share = loss if parts == 1 else loss / parts
+            (self.scaler.scale(share) if self.scaled else share).backward()
+            self.states[part] = detach(state) if self.config.sampling == "sequential" else None
+            losses.append(loss.detach())
+        self.update()
+        return losses[0] if parts == 1 else torch.stack(losses).mean()
+
+    def update(self) -> None:
+        """An optimizer step with the gradients that are there, clipped."""
+        if self.scaled:
+            self.scaler.unscale_(self.optimizer)
         if self.config.clip:
-            clip(gradients, self.config.clip)
-        with torch.no_grad():  # what torch.optim.SGD computes, in one call
-            torch._foreach_add_(self.parameters, gradients, alpha=-self.config.lr)
-        return loss.detach()
+            clip(gradients_of(self.parameters), self.config.clip)
+        set_learning_rate(self.optimizer, learning_rate(self.config, self.step, self.steps))
+        if self.scaled:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.step += 1
+
+    def _end_epoch(self) -> None:
+        number, validation = len(self.history) + 1, None
+        with self._clock():
+            loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"the loss became {loss} in epoch {number}: lower lr, or clip the gradients more")
+        spent = self.seconds - (self.history[-1].seconds if self.history else 0.0)
+        speed = len(self.losses) * self.config.batch_size * self.config.steps / spent
+        if len(self.data.validation):
+            with self._clock():
+                validation = self._validate()
+            known = [epoch.validation_loss for epoch in self.history]
+            if all(other is None or validation < other for other in known):
+                self.best = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+                self.best_epoch = number
+        of_validation = None if validation is None else perplexity(validation)
+        lr = learning_rate(self.config, self.step - 1, self.steps)
+        self.history.append(Epoch(number, loss, perplexity(loss), validation, of_validation, lr, speed, self.seconds))
+        self._begin_epoch()
+
+    def _validate(self) -> float:
+        with self._autocast():
+            found = evaluate(self.model, self.data.validation.to(self.device), self.config.batch_size)
+        self.model.train()
+        return found.nats
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = AMP_DTYPES.get(self.config.amp)
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _random_of_its_own(self) -> Iterator[None]:
+        """Dropout draws from torch's global generators: from a state of this run's, and what was there is put back."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            _set_random_state(self.random, self.device)
+            self.random = {}  # the global generators have it
+            try:
+                yield
+            finally:
+                self.random = _random_state(self.device)
+
+    def best_model(self) -> LanguageModel:
+        """A copy of the model with the weights of the best validation, or the model where there is none."""
+        if self.best is None:
+            return self.model
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.best)
+        return model
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that the rest of the run depends on, and JSON beside it: restore() goes on from there, to the bit."""
+        tensors = {f"model.{name}": weight for name, weight in distinct(self.model.state_dict()).items()}
+        for number, slots in self.optimizer.state_dict()["state"].items():
+            named = {f"optimizer.{number}.{name}": slot for name, slot in slots.items()}
+            tensors |= {name: slot for name, slot in named.items() if slot is not None}
+        for part, state in enumerate(self.states):
+            parts = state if isinstance(state, tuple) else () if state is None else (state,)
+            tensors |= {f"carried.{part}.{number}": tensor for number, tensor in enumerate(parts)}
+        random = self.random or _random_state(self.device)
+        tensors |= {f"random.{name}": numbers for name, numbers in random.items()}
+        tensors["random.batches"] = self.batches_random
+        if self.losses:
+            tensors["losses"] = torch.stack(self.losses)
+        tensors |= {f"best.{name}": weight for name, weight in distinct(self.best or {}).items()}
+        facts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "scaler": self.scaler.state_dict(),
+            "history": [dataclasses.asdict(epoch) for epoch in self.history],
+        }
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts
+
+    def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Go on from what state() gave, for the same config and corpus.
+
+        Raises KeyError, TypeError, ValueError or RuntimeError for anything else; the trainer is of no use then.
+        """
+        of = _grouped(tensors)
+        self.model.load_state_dict(self._with_ties(of["model"]))
+        optimizer = self.optimizer.state_dict()
+        slots = _grouped(of.get("optimizer", {}))
+        optimizer["state"] = {int(number): named for number, named in slots.items()}
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(facts["scaler"])
+        self.random = {name: numbers for name, numbers in of["random"].items() if name != "batches"}
+        self.batches.generator.set_state(of["random"]["batches"])
+        self._begin_epoch()
+        self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
+        for part, named in _grouped(of.get("carried", {})).items():
+            carried = [named[number].to(self.device) for number in sorted(named)]
+            self.states[int(part)] = tuple(carried) if len(carried) == 2 else carried[0]  # type: ignore[assignment]
+        self.best = self._with_ties({n: w.to(self.device) for n, w in of["best"].items()}) if "best" in of else None
+        self.best_epoch, self.step, self.seconds = facts["best_epoch"], facts["step"], facts["seconds"]
+        self.history = [Epoch(**epoch) for epoch in facts["history"]]
+
+    def _with_ties(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return weights | {"head.weight": weights["embedding.weight"]} if self.config.tied else weights
 
 
-def train(config: TrainConfig, corpus: Corpus) -> Trainer:
-    """Train a new model on a corpus: the model, vocab and history of what is returned are the result.
+def train(config: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu") -> Trainer:
+    """Train a new model on a corpus: the model, data and history of what is returned are the result.
 
-    The same config, corpus and number of threads give the same weights.
+    The same config, corpus and number of threads give the same weights on a CPU.
     """
-    trainer = Trainer(config, corpus)
+    trainer = Trainer(config, corpus, device)
     for _ in trainer.run():
         pass
     return trainer
 
 
-def grad_clipping(net: nn.Module, theta: float) -> torch.Tensor:
-    """Scale the gradients g of all of net's parameters by min(1, theta / |g|), |g| their global norm; returns |g|."""
-    return clip(gradients_of(net.parameters()), theta)
+def distinct(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by name, without the head's where they are the embedding's."""
+    tied = "embedding.weight" in weights and weights["embedding.weight"].data_ptr() == weights["head.weight"].data_ptr()
+    return {name: weight for name, weight in weights.items() if not (tied and name == "head.weight")}
 
 
-def clip(gradients: list[torch.Tensor], theta: float) -> torch.Tensor:
-    """Scale the gradients in place, as grad_clipping does; returns their global norm."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (theta / norm).clamp(max=1.0))
-    return norm
+def _grouped(named: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Of the names a.b and a.c: b and c under a."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in named.items():
+        first, _, rest = name.partition(".")
+        groups.setdefault(first, {})[rest] = tensor
+    return groups
 
 
-def gradients_of(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradients that backward left; parameters that took no part have none."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of the generators that dropout on this device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
-def perplexity(loss: float) -> float:
-    """exp of a mean cross-entropy in nats: 1 if perfect, V if uniform, infinite for probability zero."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
+def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

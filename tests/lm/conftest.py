@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from fusedrnn.lm import CORPORA, Corpus, TrainConfig, load_corpus, train
+from fusedrnn.lm import CORPORA, Corpus, TrainConfig, Trainer, load_corpus
 from fusedrnn.lm.run_folder import RunFolder
 
 SMALL = TrainConfig(hidden=16, epochs=2, batch_size=8, steps=10, max_tokens=1000)  # 12 batches an epoch
@@ -56,8 +56,9 @@ def timemachine() -> Corpus:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    trainer = train(SMALL, load_corpus("pydoc"))
-    folder.begin(trainer)
+    trainer = Trainer(SMALL, load_corpus("pydoc"))
+    for _ in trainer.run(lambda: folder.begin(trainer) if trainer.step == 1 else folder.save(trainer)):
+        pass
     folder.finish(trainer)
     return folder.path
 

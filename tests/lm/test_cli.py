@@ -7,9 +7,9 @@ import pytest
 
 from fusedrnn import dispatch
 from fusedrnn.cli import main
-from fusedrnn.lm import CORPORA
+from fusedrnn.lm import CORPORA, checkpoint
 from fusedrnn.lm.run_folder import FILES
-from fusedrnn.lm.text import normalize
+from fusedrnn.lm.text import TOKENIZERS
 
 TINY = ["--hidden", "8", "--batch-size", "4", "--steps", "5", "--max-tokens", "500", "--epochs", "2"]
 
@@ -40,7 +40,7 @@ def test_train_and_sample(call, tmp_path, cell, library):
     assert lines[3].startswith("perplexity ")
     assert lines[4].startswith("time traveller")
     assert len(lines[4]) == 64
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == set(FILES) - {checkpoint.BEFORE}
 
     status, out, err = call("sample", tmp_path / "run", "--num-chars", "50")
     assert (status, out) == (0, lines[4] + "\n")
@@ -82,16 +82,45 @@ def test_offline_trains_on_pydoc_and_says_so_everywhere(call, tmp_path):
     assert label in call("sample", tmp_path / "run")[2]
 
 
-def test_eval_of_what_was_not_trained_on_and_of_any_text(call, run, tmp_path):
-    status, out, err = call("eval", run)
-    held_out = normalize((run / "text.txt").read_text(), "course")[1000:]
-    (tmp_path / "same.txt").write_text(held_out)
+def test_eval_of_what_was_not_trained_on_and_of_any_text(call, tmp_path, small):
+    text = TOKENIZERS["course"].split(small.text)[:3000]
+    for name, content in (("text", text), ("rest", text[500:]), ("test", text[-300:])):
+        (tmp_path / f"{name}.txt").write_text(content)
+    assert call("train", tmp_path / "text.txt", *TINY, "--out", tmp_path / "run")[0] == 0
+    status, out, err = call("eval", tmp_path / "run")
     assert status == 0
-    assert out.endswith(f" bits a character on {len(held_out) - 1:,} characters of pydoc it was not trained on\n")
-    assert err.startswith("# gru 16, pydoc, first 1,000 tokens; ")
-    again = call("eval", run, tmp_path / "same.txt", "--library", "torch")[1]
-    assert again.startswith("perplexity ")
+    assert " nats a character, " in out
+    label = f"{tmp_path / 'text.txt'}, what it was not trained on"
+    assert out.endswith(f" bits a character on 2,499 characters of {label}\n")
+    assert err.startswith("# gru 8, ")
+    again = call("eval", tmp_path / "run", tmp_path / "rest.txt", "--library", "torch")[1]
     assert again.split(" on ")[0] == out.split(" on ")[0]
+    parts = ["--max-tokens", "0", "--validation", "0.2", "--test", "0.1"]
+    status, out, _ = call("train", tmp_path / "text.txt", *TINY, *parts, "--out", tmp_path / "parts")
+    assert status == 0
+    test = next(line for line in out.splitlines() if line.startswith("test perplexity "))
+    assert test.endswith(" nats on 299 tokens")
+    for given in ([], [tmp_path / "test.txt"]):
+        out = call("eval", tmp_path / "parts", *given)[1]
+        assert out.split()[1] == test.split()[2].rstrip(",")
+
+
+@pytest.mark.parametrize("tokens", ["byte", "word"])
+def test_bytes_and_words(call, tmp_path, tokens):
+    (tmp_path / "verse.txt").write_text("Ça alors, déjà vu.\n" * 60)
+    options = [*TINY, "--max-tokens", "0", "--tokens", tokens, "--embed", "6", "--tied", "--embed", "8"]
+    status, out, _ = call("train", tmp_path / "verse.txt", *options, "--out", tmp_path / "run")
+    assert status == 0
+    (tmp_path / "other.txt").write_text("Ça alors, déjà lu.\n" * 3)
+    status, out, _ = call("eval", tmp_path / "run", tmp_path / "other.txt")
+    assert status == 0
+    assert f" nats a {tokens}, " in out
+    characters = 54 if tokens == "word" else 57  # the first token is not scored; half a letter remains of bytes
+    assert f" {tokens}s, {characters} characters, of " in out
+    assert ("in its vocabulary" in out) == (tokens == "word")
+    status, out, _ = call("sample", tmp_path / "run", "--prompt", "Ça alors,", "--num-chars", "7")
+    assert status == 0
+    assert out.startswith("Ça alors,")
 
 
 def test_eval_tells_what_is_not_in_the_vocabulary(call, tmp_path):
@@ -122,6 +151,14 @@ def text_file(content):
     return arguments
 
 
+def toml(content):
+    def arguments(tmp_path):
+        (tmp_path / "options.toml").write_text(content)
+        return ["train", "--config", tmp_path / "options.toml"]
+
+    return arguments
+
+
 def a_letter(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     return tmp_path / "a.txt"
@@ -130,7 +167,7 @@ def a_letter(tmp_path):
 def in_run(change, command="sample"):
     def arguments(tmp_path):
         change(tmp_path / "run")
-        return [command, tmp_path / "run"]
+        return [*(["train", "--resume"] if command == "resume" else [command]), tmp_path / "run"]
 
     return arguments
 
@@ -148,8 +185,23 @@ BAD_INPUT = {
     "hidden 0": ([*TRAIN, "--hidden", "0"], "hidden must be"),
     "lr nan": ([*TRAIN, "--lr", "nan"], "lr must be"),
     "negative clip": ([*TRAIN, "--clip", "-1"], "clip must be"),
-    "negative seed": ([*TRAIN, "--seed", "-1"], "--seed"),
-    "huge seed": ([*TRAIN, "--seed", str(2**64)], "--seed"),
+    "negative seed": ([*TRAIN, "--seed", "-1"], "seed must be from 0 to 2**63 - 1, got -1"),
+    "huge seed": ([*TRAIN, "--seed", str(2**64)], "seed must be from 0"),
+    "unknown preset": (["train", "--preset", "gpt"], "invalid choice: 'gpt'"),
+    "no such options": (["train", "--config", "nowhere.toml"], "cannot read 'nowhere.toml'"),
+    "wrong options": (toml("cells = 'gru'"), "there is no option 'cells'"),
+    "conflict": ([*TRAIN, "--dropout", "0.1", "--locked-dropout", "0.1"], "one or the other"),
+    "no GPU": ([*TRAIN, "--device", "cuda"], "there is no CUDA device"),
+    "resume nowhere": (["train", "--resume", "nowhere"], "nowhere/config.json"),
+    "resume what ended": (lambda tmp_path: ["train", "--resume", tmp_path / "run"], "has ended; give it more --epochs"),
+    "resume another": (
+        lambda tmp_path: ["train", "pydoc", "--hidden", "9", "--force", "--resume", tmp_path / "run"],
+        "--resume goes on with the run's own corpus, force, hidden: it takes epochs, ",
+    ),
+    "resume without checkpoints": (
+        in_run(lambda run: [(run / name).write_bytes(b"") for name in (checkpoint.LAST, checkpoint.BEFORE)], "resume"),
+        "damaged",
+    ),
     "no threads": ([*TRAIN, "--threads", "0"], "--threads"),
     "negative max-tokens": ([*TRAIN, "--max-tokens", "-5"], "max_tokens must be"),
     "divergence": ([*TRAIN, "--cell", "rnn_relu", "--lr", "1e30", "--clip", "0", "--epochs", "20"], "the loss became"),
@@ -165,7 +217,7 @@ BAD_INPUT = {
     "folder of something else": (lambda tmp_path: [*TRAIN, "--out", tmp_path, "--force"], "is no run"),
     "eval nowhere": (["eval", "nowhere"], "nowhere/config.json"),
     "eval of no text": (lambda tmp_path: ["eval", tmp_path / "run", "nowhere.txt"], "'nowhere.txt' is neither a file"),
-    "eval of damaged text": (in_run(lambda run: (run / "text.txt").write_bytes(b"\xff"), "eval"), "not the UTF-8 text"),
+    "eval of damaged text": (in_run(lambda run: (run / "text.txt").write_bytes(b"\xff"), "eval"), "its sha1 is"),
     "eval without a text": (in_run(lambda run: (run / "text.txt").unlink(), "eval"), "text.txt"),
     "eval of one letter": (lambda tmp_path: ["eval", tmp_path / "run", a_letter(tmp_path)], "nothing to foretell"),
     "sample nowhere": (["sample", "nowhere"], "nowhere/config.json"),
@@ -176,7 +228,7 @@ BAD_INPUT = {
     ),
     "sample corrupt config": (in_run(lambda run: (run / "config.json").write_text("{")), "config.json"),
     "sample empty prompt": (lambda tmp_path: ["sample", tmp_path / "run", "--prompt", ""], "prompt is empty"),
-    "sample negative": (lambda tmp_path: ["sample", tmp_path / "run", "--num-chars", "-1"], "num_chars"),
+    "sample negative": (lambda tmp_path: ["sample", tmp_path / "run", "--num-chars", "-1"], "num_tokens"),
     "sample cold": (lambda tmp_path: ["sample", tmp_path / "run", "--temperature", "-1"], "temperature"),
 }
 

@@ -10,9 +10,10 @@ from fusedrnn.lm.trainer import Epoch
 def told(epochs, label="some [text]", **options):
     output = io.StringIO()
     console = rich.console.Console(file=output, highlight=False, markup=False, soft_wrap=True, **options)
-    with Progress(epochs, label, console) as progress:
+    with Progress(epochs, 3, label, console) as progress:
         for number in range(1, epochs + 1):
-            progress(Epoch(number, 2.5, 12.182, 123_456.7, 2.0 * number))
+            progress.advance(3 * number)
+            progress(Epoch(number, 2.5, 12.182, None, None, 1.0, 123_456.7, 2.0 * number))
     return output.getvalue()
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fusedrnn.lm import RunFolderError, Trainer
+from fusedrnn.lm import RunFolderError, Trainer, checkpoint
 from fusedrnn.lm.corpus import pydoc_in_place_of
 from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run
@@ -27,10 +27,17 @@ def trained(corpus, folder, **options):
     return trainer
 
 
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+WRITTEN = sorted(set(FILES) - {checkpoint.BEFORE})
+
+
 def test_files(tmp_path, small):
     trainer = trained(small, tmp_path / "a" / "run")
     folder = tmp_path / "a" / "run"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert files(folder) == WRITTEN
     config = json.loads((folder / "config.json").read_text())
     assert config["train"] == dataclasses.asdict(trainer.config)
     assert config["corpus"]["sha1"] == hashlib.sha1((folder / "text.txt").read_bytes()).hexdigest()
@@ -47,7 +54,7 @@ def test_read_back_is_what_was_written(tmp_path, small, cell):
     tokens = trainer.batches.tokens[:20].unsqueeze(1)
     for library in ("fusedrnn", "torch"):
         run = load_run(tmp_path / "run", library)
-        assert run.vocab.idx_to_token == trainer.vocab.idx_to_token
+        assert run.vocab.idx_to_token == trainer.data.vocab.idx_to_token
         assert run.label == "pydoc"
         torch.testing.assert_close(run.model(tokens)[0], trainer.model(tokens)[0], rtol=0, atol=1e-5)
 
@@ -82,7 +89,7 @@ def test_force_replaces_a_run_and_nothing_else(run, small):
     folder = RunFolder(run, force=True)
     assert (run / "model.safetensors").exists()  # until there is something to put in its place
     folder.begin(trainer)
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "notes.md", "text.txt", "vocab.json"]
+    assert files(run) == ["config.json", "notes.md", "text.txt", "vocab.json"]
 
 
 def test_force_leaves_alone_what_is_no_run(tmp_path):
@@ -110,12 +117,13 @@ DAMAGES = {
     **{
         f"no {name}": lambda run, name=name: (run / name).unlink()
         for name in FILES
-        if name.endswith(("json", "tensors"))
+        if name in ("config.json", "vocab.json", "model.safetensors")
     },
     "config not json": lambda run: (run / "config.json").write_text("{"),
     "config not utf-8": lambda run: (run / "config.json").write_bytes(b"\xff\xfe\xfd"),
     "config a list": lambda run: (run / "config.json").write_text("[]"),
     "config of the future": edit_config(lambda config: config.update(format=99)),
+    "config of another shape": edit_config(lambda config: config.update(environment=3)),
     "config incomplete": edit_config(lambda config: config.pop("corpus")),
     "unknown option": edit_config(lambda config: config["train"].update(attention=True)),
     "unknown cell": edit_config(lambda config: config["train"].update(cell="elman")),

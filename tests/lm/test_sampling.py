@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fusedrnn.lm import ConfigError, Vocab, build_model, continuation, generate
+from fusedrnn.lm import ConfigError, TrainConfig, Vocab, build_model, continuation, generate
 
 VOCAB = Vocab("abc")
 
@@ -11,7 +11,7 @@ VOCAB = Vocab("abc")
 @pytest.fixture(params=["fusedrnn", "torch"])
 def model(request):
     torch.manual_seed(0)
-    return build_model(len(VOCAB), "lstm", 8, library=request.param).double()
+    return build_model(len(VOCAB), TrainConfig(cell="lstm", hidden=8, library=request.param)).double()
 
 
 def test_greedy_takes_the_likeliest_of_the_whole_history(model):
@@ -61,7 +61,7 @@ def test_tiny_temperature_is_greedy(model, temperature):
     [
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": "abzé"}, "the prompt holds 'z', 'é', which the model was not trained on"),
-        ({"num_chars": -1}, "num_chars must not be negative"),
+        ({"num_tokens": -1}, "num_tokens must not be negative"),
         ({"temperature": -0.1}, "temperature must be"),
         ({"temperature": math.nan}, "temperature must be"),
         ({"temperature": math.inf}, "temperature must be"),
@@ -70,4 +70,4 @@ def test_tiny_temperature_is_greedy(model, temperature):
 )
 def test_bad_arguments_raise_before_the_first_character(model, options, message):
     with pytest.raises(ConfigError, match=message):
-        generate(model, VOCAB, **{"prompt": "a", "num_chars": 1} | options)
+        generate(model, VOCAB, **{"prompt": "a", "num_tokens": 1} | options)

@@ -1,7 +1,8 @@
-"""What the tests of the CUDA kernels need built: by g++ for the CPU, by nvcc for Hopper.
+"""What takes minutes and tests ask for: the CUDA kernels built by g++ for the CPU and by nvcc for Hopper, and the
+Triton kernels run by Triton's interpreter.
 
-It takes minutes, so conftest.py begins it when the tests have been collected, in a process of its own that takes the
-time which the others leave: python tests/cuda_builds.py FOLDER KIND...
+conftest.py begins it when the tests have been collected, once for all workers, in a process of its own:
+python tests/beforehand.py FOLDER KIND...
 """
 
 import os
@@ -185,13 +186,31 @@ def begin_hopper(base: Path, pool: Executor) -> list[Future]:
     return [pool.submit(build, way) for way in cubins.WAYS]
 
 
-KINDS: dict[str, Callable[[Path, Executor], list[Future]]] = {"host": begin_host, "hopper": begin_hopper}
-NEEDED_BY = {"test_cuda_host.py": "host", "test_cuda_build.py": "hopper"}
+def begin_interpreter(base: Path, pool: Executor) -> list[Future]:
+    """pytest over tests/interpreted.py: what it prints, in `printed`, and then its exit status, in `status`."""
+
+    def run() -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted.py"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+        environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        with (base / "printed").open("w") as out:
+            status = subprocess.run(command, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT).returncode
+        (base / "status").write_text(str(status))
+
+    return [pool.submit(run)]
+
+
+KINDS: dict[str, Callable[[Path, Executor], list[Future]]] = {
+    "interpreter": begin_interpreter,
+    "host": begin_host,
+    "hopper": begin_hopper,
+}
+NEEDED_BY = {"test_triton.py": "interpreter", "test_cuda_host.py": "host", "test_cuda_build.py": "hopper"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of the builds in a folder, once they have ended: what went wrong, or nothing."""
+    """Of one kind, in its folder, once it has ended: what went wrong, or nothing."""
 
     folder: Path
 
@@ -206,25 +225,25 @@ class Outcome:
         (self.folder / "untold").rename(self.folder / "outcome")
 
 
-def build_all(base: Path, kinds: list[str]) -> None:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        building = []
-        for kind in kinds:
-            (base / kind).mkdir()
-            building += KINDS[kind](base / kind, pool)
-        for done in building:
-            done.result()
-
-
-def main(base: Path, kinds: list[str]) -> None:
-    error = "the builds were stopped"
+def end(folder: Path, kind: str, pool: Executor) -> None:
+    error = "stopped"
     try:
-        build_all(base, kinds)
+        for done in KINDS[kind](folder, pool):
+            done.result()
         error = ""
     except Exception as wrong:
         error = str(wrong)[-4000:] or repr(wrong)
     finally:
-        Outcome(base).tell(error)
+        Outcome(folder).tell(error)
+
+
+def main(base: Path, kinds: list[str]) -> None:
+    """All kinds at once; each has its outcome in its own folder."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, ThreadPoolExecutor() as kinds_pool:
+        for kind in kinds:
+            (base / kind).mkdir()
+        for done in [kinds_pool.submit(end, base / kind, kind, pool) for kind in kinds]:
+            done.result()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,215 @@
+"""`fusedrnn train`: train a language model, or go on with one."""
+
+import argparse
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_threads
+from fusedrnn.lm.config import TrainConfig, presets, read_preset, read_toml
+from fusedrnn.lm.corpus import Corpus, load_corpus, pydoc_in_place_of
+from fusedrnn.lm.errors import ConfigError, CorpusUnavailable
+from fusedrnn.lm.sampling import PROMPT, continuation
+from fusedrnn.lm.text import TOKENIZERS
+from fusedrnn.lm.trainer import Trainer
+
+DEVICES = ("cpu", "cuda")
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a language model, or go on with one",
+        description="Train a language model and leave a run folder: options, vocabulary, text, metrics, weights, "
+        "results and curve. Options are taken from --preset, over them those of --config, over them the flags.",
+        formatter_class=Help,
+    )
+    parser.set_defaults(command=run)
+    parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"{CORPUS} (default: timemachine)")
+    start = parser.add_argument_group("start")
+    start.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a recipe: {', '.join(presets())}")
+    start.add_argument("--config", metavar="FILE", help="a TOML file of options, underscores for dashes, and corpus")
+    start.add_argument("--resume", metavar="DIR", help="go on with a run, to the bit, from its last checkpoint")
+    groups = {name: parser.add_argument_group(name) for name in ("text", "model", "optimization", "run")}
+    for field in dataclasses.fields(TrainConfig):
+        _add_option(groups[field.metadata["group"]], field)
+    add_data(groups["text"])
+    groups["text"].add_argument(
+        "--strict-corpus", action="store_true", help="fail if the corpus cannot be had, do not use pydoc"
+    )
+    add_threads(groups["run"])
+    groups["run"].add_argument("--device", choices=DEVICES, default="cpu", help="where to train")
+    groups["run"].add_argument("--out", metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)")
+    groups["run"].add_argument("--force", action="store_true", help="overwrite the run that is in the run folder")
+
+
+def _add_option(group: "argparse._ArgumentGroup", field: "dataclasses.Field[Any]") -> None:
+    values, about = field.metadata["values"], field.metadata["about"]
+    flag = f"--{field.name.replace('_', '-')}"
+    if values.type is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
+        return
+    if field.default is not None:
+        about += f" (default: {field.default})"
+    group.add_argument(
+        flag,
+        type=values.type,
+        choices=values.choices or None,
+        metavar=field.metadata["metavar"] or None,
+        default=argparse.SUPPRESS,
+        help=about,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and leave a run folder."""
+    from fusedrnn.lm.progress import Progress
+    from fusedrnn.lm.run_folder import describe
+
+    given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
+    _check_device(arguments.device)
+    if arguments.resume is not None:
+        trainer, folder = _resumed(arguments, given)
+    else:
+        trainer, folder = _new(arguments, given)
+    config, label, data = trainer.config, trainer.corpus.label, trainer.data
+    print(
+        f"{describe(config, label)}: vocabulary {len(data.vocab)}, {len(trainer.batches)} batches of "
+        f"{config.batch_size} x {config.steps}, threads {torch.get_num_threads()}"
+    )
+    interruption = Interruption()
+
+    def after_step() -> None:
+        due = config.save_every and trainer.step % config.save_every == 0
+        if trainer.step == 1:
+            folder.begin(trainer)
+        if due or interruption.signal:
+            folder.save(trainer)
+        if interruption.signal:
+            raise Interrupted(interruption.signal)
+        progress.advance(trainer.step)
+
+    try:
+        with interruption, Progress(config.epochs, len(trainer.batches), label) as progress:
+            for epoch in trainer.run(after_step):
+                progress(epoch)
+                if progress.ends_stretch(epoch):
+                    folder.write_metrics(trainer)
+    except Interrupted as interrupted:
+        print(
+            f"interrupted after step {trainer.step} of {trainer.steps}; to go on: fusedrnn train --resume {folder.path}"
+        )
+        return interrupted.status
+    results = folder.finish(trainer)
+    _print_results(trainer, results)
+    print(continuation(trainer.best_model(), data.vocab, _closing_prompt(trainer), 50, TOKENIZERS[config.tokens]))
+    print(f"run folder {folder.path}")
+    return 0
+
+
+def _given(arguments: argparse.Namespace) -> list["dataclasses.Field[Any]"]:
+    return [field for field in dataclasses.fields(TrainConfig) if hasattr(arguments, field.name)]
+
+
+def _new(arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Trainer, Any]:
+    from fusedrnn.lm.run_folder import RunFolder
+
+    options = read_preset(arguments.preset) if arguments.preset else {}
+    options |= read_toml(arguments.config) if arguments.config else {}
+    name = arguments.corpus or options.pop("corpus", "timemachine")
+    options.pop("corpus", None)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = TrainConfig(**options | given)
+    corpus = _corpus(name, arguments)
+    trainer = Trainer(config, corpus, arguments.device)
+    default = f"runs/{arguments.preset or f'{Path(corpus.name).stem}-{config.cell}-{config.hidden}'}"
+    return trainer, RunFolder(arguments.out or default, arguments.force)
+
+
+def _resumed(arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Trainer, Any]:
+    from fusedrnn.lm import checkpoint
+    from fusedrnn.lm.run_folder import RunFolder, read_config, resume
+
+    own = [name for name in ("corpus", "preset", "config", "data", "out") if getattr(arguments, name) is not None]
+    own += [name for name in ("force", "strict_corpus") if getattr(arguments, name)]
+    if refused := [*own, *(name for name in given if name not in checkpoint.FREE)]:
+        free = ", ".join((*checkpoint.FREE, "threads", "device")).replace("_", "-")
+        raise ConfigError(f"--resume goes on with the run's own {', '.join(refused)}: it takes {free}")
+    torch.set_num_threads(arguments.threads or read_config(arguments.resume).threads)
+    trainer, warning = resume(arguments.resume, arguments.device, **given)
+    if warning:
+        print(f"fusedrnn: {warning}; going on from the checkpoint before it", file=sys.stderr)
+    if trainer.finished:
+        raise ConfigError(
+            f"the run in {arguments.resume!r} has ended; give it more --epochs than {trainer.config.epochs}"
+        )
+    folder = RunFolder.of(arguments.resume)
+    folder.write_config(trainer)
+    return trainer, folder
+
+
+def _corpus(name: str, arguments: argparse.Namespace) -> Corpus:
+    """The corpus that was asked for, or pydoc in its place when it cannot be had and that is allowed."""
+    try:
+        return load_corpus(name, arguments.data)
+    except CorpusUnavailable as error:
+        if arguments.strict_corpus:
+            raise
+        print(f"fusedrnn: {error}; training on pydoc instead", file=sys.stderr)
+        return pydoc_in_place_of(name)
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device, or this torch was built without CUDA: see `fusedrnn info`")
+
+
+def _closing_prompt(trainer: Trainer) -> str:
+    """The usual prompt, or the text's first characters where the text lacks a letter of it."""
+    tokenizer = TOKENIZERS[trainer.config.tokens]
+    if all(token in trainer.data.vocab for token in tokenizer.split_prompt(PROMPT)):
+        return PROMPT
+    return "".join(tokenizer.spell(trainer.data.tokens[: len(PROMPT)]))
+
+
+def _print_results(trainer: Trainer, results: dict[str, Any]) -> None:
+    print(
+        f"perplexity {results['train']['perplexity']:.3f} on {results['corpus']} after {results['epochs']} epochs, "
+        f"{results['seconds']:.1f} s"
+    )
+    if best := results.get("validation"):
+        print(f"best validation perplexity {best['perplexity']:.3f}, {best['loss']:.4f} nats, in epoch {best['epoch']}")
+    if test := results.get("test"):
+        print(f"test perplexity {test['perplexity']:.3f}, {test['loss']:.4f} nats on {test['tokens']:,} tokens")
+
+
+class Interrupted(Exception):
+    """The run was left between two steps, because of a signal."""
+
+    def __init__(self, number: int):
+        self.status = 128 + number
+
+
+class Interruption:
+    """While it is entered, Ctrl-C and SIGTERM wait for the end of a step; a second one does not wait."""
+
+    signal = 0
+
+    def __enter__(self) -> "Interruption":
+        numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self._before[number])
