@@ -53,7 +53,7 @@ def test_bits_do_not_depend_on_who_shares(sample, instruction_set):
         pytest.skip(f"no {instruction_set} in this processor or this build")
     torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(instruction_set))
     alone = results(sample, 1)
-    for threads in (2, 3, 5, 8):
+    for threads in (2, 3, 5, 8) if sample.T < 100 else (2, 5):
         assert_equal(results(sample, threads), alone)
 
 

@@ -113,6 +113,13 @@ def python(wheel, tmp_path_factory) -> Path:
     return python
 
 
+def of_package(tree: Path) -> set[str]:
+    """Its modules, the recipes of the trainer, and what says that it is typed."""
+    package = tree / "fusedrnn"
+    files = [*package.rglob("*.py"), *package.glob("lm/presets/*.toml"), package / "py.typed"]
+    return {path.relative_to(tree).as_posix() for path in files}
+
+
 def names_in(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if not name.endswith("/")}
@@ -130,8 +137,7 @@ def only_name(archive: zipfile.ZipFile, end: str) -> str:
 
 def test_the_wheel_holds_the_package_its_library_and_the_licence_and_nothing_else(wheel, tree):
     version = wheel.name.split("-")[1]
-    expected = {path.relative_to(tree).as_posix() for path in (tree / "fusedrnn").rglob("*.py")}
-    expected |= {"fusedrnn/py.typed", "fusedrnn/_cpu.so"}
+    expected = of_package(tree) | {"fusedrnn/_cpu.so"}
     about = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     assert names_in(wheel) == expected | {f"fusedrnn-{version}.dist-info/{name}" for name in about}
     assert read(wheel, "licenses/LICENSE") == (tree / "LICENSE").read_text(encoding="utf-8")
@@ -184,9 +190,7 @@ def test_the_sdist_holds_every_source_and_no_tests_and_builds_the_same_wheel(sdi
     with tarfile.open(sdist) as archive:
         inside = {Path(*Path(member.name).parts[1:]).as_posix() for member in archive if member.isfile()}
     sources = {p.relative_to(tree).as_posix() for p in (tree / "csrc").rglob("*") if p.is_file()}
-    sources |= {p.relative_to(tree).as_posix() for p in (tree / "fusedrnn").rglob("*.py")}
-    sources |= {
-        "fusedrnn/py.typed",
+    sources |= of_package(tree) | {
         "setup.py",
         "pyproject.toml",
         "MANIFEST.in",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from fusedrnn import BackendError
-from fusedrnn.cli import bench, evaluate, sample, train
+from fusedrnn.cli import bench, evaluate, plot, sample, train
 from fusedrnn.cli.arguments import Parser
 from fusedrnn.lm.errors import BadInput
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fusedrnn", description="Recurrent networks on fused kernels: train, evaluate, sample, time, inspect."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for module in (train, evaluate, sample, bench):
+    for module in (train, evaluate, sample, plot, bench):
         module.add(commands)
     info = commands.add_parser("info", help="versions, what is built, what is available and why not")
     info.set_defaults(command=_info)

@@ -1,12 +1,15 @@
 """`fusedrnn train`: train a language model, or go on with one."""
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +20,10 @@ from fusedrnn.lm.errors import ConfigError, CorpusUnavailable
 from fusedrnn.lm.sampling import PROMPT, continuation
 from fusedrnn.lm.text import TOKENIZERS
 from fusedrnn.lm.trainer import Trainer
+from fusedrnn.lm.workers import Workers, started
+
+if TYPE_CHECKING:
+    from fusedrnn.lm.run_folder import RunFolder
 
 DEVICES = ("cpu", "cuda")
 
@@ -67,20 +74,24 @@ def _add_option(group: "argparse._ArgumentGroup", field: "dataclasses.Field[Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and leave a run folder."""
+    """Train, alone or beside the workers that torchrun started, and leave a run folder."""
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device, or this torch was built without CUDA: see `fusedrnn info`")
+    given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
+    begin = _new if arguments.resume is None else _resumed
+    with started(arguments.device) as (workers, device), _told_by(workers):
+        return _train(*begin(arguments, given, device, workers))
+
+
+def _train(trainer: Trainer, folder: "RunFolder") -> int:
     from fusedrnn.lm.progress import Progress
     from fusedrnn.lm.run_folder import describe
 
-    given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
-    _check_device(arguments.device)
-    if arguments.resume is not None:
-        trainer, folder = _resumed(arguments, given)
-    else:
-        trainer, folder = _new(arguments, given)
-    config, label, data = trainer.config, trainer.corpus.label, trainer.data
+    config, label, data, workers = trainer.config, trainer.corpus.label, trainer.data, trainer.workers
     print(
         f"{describe(config, label)}: vocabulary {len(data.vocab)}, {len(trainer.batches)} batches of "
         f"{config.batch_size} x {config.steps}, threads {torch.get_num_threads()}"
+        + (f", processes {workers.count}" if workers.count > 1 else "")
     )
     interruption = Interruption()
 
@@ -88,10 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
         due = config.save_every and trainer.step % config.save_every == 0
         if trainer.step == 1:
             folder.begin(trainer)
-        if due or interruption.signal:
+        number = workers.largest(interruption.signal, trainer.device)
+        if due or number:
             folder.save(trainer)
-        if interruption.signal:
-            raise Interrupted(interruption.signal)
+        if number:
+            raise Interrupted(number)
         progress.advance(trainer.step)
 
     try:
@@ -101,22 +113,31 @@ def run(arguments: argparse.Namespace) -> int:
                 if progress.ends_stretch(epoch):
                     folder.write_metrics(trainer)
     except Interrupted as interrupted:
-        print(
-            f"interrupted after step {trainer.step} of {trainer.steps}; to go on: fusedrnn train --resume {folder.path}"
-        )
+        print(f"interrupted after step {trainer.step} of {trainer.steps}; go on: fusedrnn train --resume {folder.path}")
         return interrupted.status
     results = folder.finish(trainer)
-    _print_results(trainer, results)
+    _print_results(results)
     print(continuation(trainer.best_model(), data.vocab, _closing_prompt(trainer), 50, TOKENIZERS[config.tokens]))
     print(f"run folder {folder.path}")
     return 0
+
+
+@contextlib.contextmanager
+def _told_by(workers: Workers) -> Iterator[None]:
+    """Only the one that leads has anything to print."""
+    with contextlib.ExitStack() as stack:
+        if not workers.leads:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 def _given(arguments: argparse.Namespace) -> list["dataclasses.Field[Any]"]:
     return [field for field in dataclasses.fields(TrainConfig) if hasattr(arguments, field.name)]
 
 
-def _new(arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Trainer, Any]:
+def _new(
+    arguments: argparse.Namespace, given: dict[str, Any], device: torch.device, workers: Workers
+) -> "tuple[Trainer, RunFolder]":
     from fusedrnn.lm.run_folder import RunFolder
 
     options = read_preset(arguments.preset) if arguments.preset else {}
@@ -127,12 +148,14 @@ def _new(arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Trainer,
         torch.set_num_threads(arguments.threads)
     config = TrainConfig(**options | given)
     corpus = _corpus(name, arguments)
-    trainer = Trainer(config, corpus, arguments.device)
+    trainer = Trainer(config, corpus, device, workers)
     default = f"runs/{arguments.preset or f'{Path(corpus.name).stem}-{config.cell}-{config.hidden}'}"
-    return trainer, RunFolder(arguments.out or default, arguments.force)
+    return trainer, RunFolder(arguments.out or default, arguments.force, workers.leads)
 
 
-def _resumed(arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Trainer, Any]:
+def _resumed(
+    arguments: argparse.Namespace, given: dict[str, Any], device: torch.device, workers: Workers
+) -> "tuple[Trainer, RunFolder]":
     from fusedrnn.lm import checkpoint
     from fusedrnn.lm.run_folder import RunFolder, read_config, resume
 
@@ -142,14 +165,14 @@ def _resumed(arguments: argparse.Namespace, given: dict[str, Any]) -> tuple[Trai
         free = ", ".join((*checkpoint.FREE, "threads", "device")).replace("_", "-")
         raise ConfigError(f"--resume goes on with the run's own {', '.join(refused)}: it takes {free}")
     torch.set_num_threads(arguments.threads or read_config(arguments.resume).threads)
-    trainer, warning = resume(arguments.resume, arguments.device, **given)
+    trainer, warning = resume(arguments.resume, device, workers, **given)
     if warning:
         print(f"fusedrnn: {warning}; going on from the checkpoint before it", file=sys.stderr)
     if trainer.finished:
         raise ConfigError(
             f"the run in {arguments.resume!r} has ended; give it more --epochs than {trainer.config.epochs}"
         )
-    folder = RunFolder.of(arguments.resume)
+    folder = RunFolder.of(arguments.resume, workers.leads)
     folder.write_config(trainer)
     return trainer, folder
 
@@ -165,11 +188,6 @@ def _corpus(name: str, arguments: argparse.Namespace) -> Corpus:
         return pydoc_in_place_of(name)
 
 
-def _check_device(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device, or this torch was built without CUDA: see `fusedrnn info`")
-
-
 def _closing_prompt(trainer: Trainer) -> str:
     """The usual prompt, or the text's first characters where the text lacks a letter of it."""
     tokenizer = TOKENIZERS[trainer.config.tokens]
@@ -178,7 +196,7 @@ def _closing_prompt(trainer: Trainer) -> str:
     return "".join(tokenizer.spell(trainer.data.tokens[: len(PROMPT)]))
 
 
-def _print_results(trainer: Trainer, results: dict[str, Any]) -> None:
+def _print_results(results: dict[str, Any]) -> None:
     print(
         f"perplexity {results['train']['perplexity']:.3f} on {results['corpus']} after {results['epochs']} epochs, "
         f"{results['seconds']:.1f} s"

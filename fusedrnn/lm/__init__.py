@@ -18,7 +18,7 @@ from fusedrnn.lm.errors import (
 from fusedrnn.lm.evaluation import evaluate, perplexity
 from fusedrnn.lm.model import LanguageModel, build_model
 from fusedrnn.lm.optimization import grad_clipping
-from fusedrnn.lm.sampling import continuation, generate
+from fusedrnn.lm.sampling import Choice, continuation, generate, generate_many
 from fusedrnn.lm.text import TOKENIZERS, Vocab
 from fusedrnn.lm.trainer import Trainer, train
 
@@ -27,6 +27,7 @@ __all__ = [
     "TOKENIZERS",
     "BadInput",
     "Batches",
+    "Choice",
     "ConfigError",
     "Corpus",
     "CorpusError",
@@ -42,6 +43,7 @@ __all__ = [
     "continuation",
     "evaluate",
     "generate",
+    "generate_many",
     "grad_clipping",
     "load_corpus",
     "load_data_time_machine",

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors
 import safetensors.torch
@@ -16,7 +16,10 @@ import torch
 
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.files import write_atomically
-from fusedrnn.lm.trainer import Trainer
+from fusedrnn.lm.model import distinct, with_ties
+from fusedrnn.lm.trainer import Epoch, Trainer, random_state
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
 
 FORMAT = 1
 LAST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
@@ -25,8 +28,13 @@ FREE = ("epochs", "patience", "save_every", "backend", "compile")
 
 
 def save(folder: Path, trainer: Trainer) -> None:
-    """Leave the trainer's state in the folder. Raises OSError: then what was there is as it was, or the file before."""
-    tensors, facts = trainer.state()
+    """Leave the trainer's state in the folder; of several workers all have to call it, and the first writes.
+
+    Raises OSError: then what was there is as it was, or the file before.
+    """
+    tensors, facts = state_of(trainer)
+    if not trainer.workers.leads:
+        return
     metadata = json.dumps({"format": FORMAT, "run": _identity(trainer), "state": facts}, sort_keys=True)
     data = safetensors.torch.save(tensors, {"fusedrnn": metadata, "sum": _sum(tensors, metadata)})
     write_atomically(folder / LAST, data, keep=folder / BEFORE)
@@ -47,12 +55,71 @@ def load(folder: Path, trainer: Trainer) -> str:
         except RunFolderError as error:
             wrong.append(str(error))
             continue
-        trainer.restore(tensors, facts)
+        restore(trainer, tensors, facts)
         return "; ".join(wrong)
     raise RunFolderError("; ".join(wrong))
 
 
-def _read(path: Path, trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def state_of(trainer: Trainer) -> tuple[Tensors, dict[str, Any]]:
+    """All that the rest of the run depends on, and JSON beside it; of several workers all have to ask."""
+    tensors = {f"model.{name}": weight for name, weight in distinct(trainer.model.state_dict()).items()}
+    tensors |= {f"best.{name}": weight for name, weight in distinct(trainer.best or {}).items()}
+    for number, slots in trainer.optimizer.state_dict()["state"].items():
+        named = {f"optimizer.{number}.{name}": slot for name, slot in slots.items()}
+        tensors |= {name: slot for name, slot in named.items() if slot is not None}
+    own = {f"random.{name}": numbers for name, numbers in (trainer.random or random_state(trainer.device)).items()}
+    for part, state in enumerate(trainer.states):
+        parts = state if isinstance(state, tuple) else () if state is None else (state,)
+        own |= {f"carried.{part}.{number}": tensor for number, tensor in enumerate(parts)}
+    if trainer.losses:
+        own["losses"] = torch.stack(trainer.losses)
+    for rank, of_worker in enumerate(trainer.workers.gather(own)):
+        tensors |= {f"worker.{rank}.{name}": tensor for name, tensor in of_worker.items()}
+    facts = {
+        "step": trainer.step,
+        "seconds": trainer.seconds,
+        "best_epoch": trainer.best_epoch,
+        "scaler": trainer.scaler.state_dict(),
+        "history": [dataclasses.asdict(epoch) for epoch in trainer.history],
+    }
+    tensors["batches"] = trainer.batches_random
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts
+
+
+def restore(trainer: Trainer, tensors: Tensors, facts: dict[str, Any]) -> None:
+    """Let the trainer go on from what state_of gave, for the same config, corpus and number of workers."""
+    of = _grouped(tensors)
+    tied = trainer.config.tied
+    trainer.model.load_state_dict(with_ties(of["model"], tied))
+    optimizer = trainer.optimizer.state_dict()
+    slots = _grouped(of.get("optimizer", {}))
+    optimizer["state"] = {int(number): named for number, named in slots.items()}
+    trainer.optimizer.load_state_dict(optimizer)
+    trainer.scaler.load_state_dict(facts["scaler"])
+    trainer.batches.generator.set_state(tensors["batches"])
+    trainer.begin_epoch()
+    own = _grouped(_grouped(of["worker"])[str(trainer.workers.rank)])
+    trainer.random = own["random"]
+    trainer.losses = list(own["losses"][""].to(trainer.device)) if "losses" in own else []
+    for part, named in _grouped(own.get("carried", {})).items():
+        carried = [named[number].to(trainer.device) for number in sorted(named)]
+        trainer.states[int(part)] = tuple(carried) if len(carried) == 2 else carried[0]  # type: ignore[assignment]
+    best = {name: weight.to(trainer.device) for name, weight in of.get("best", {}).items()}
+    trainer.best = with_ties(best, tied) if best else None
+    trainer.best_epoch, trainer.step, trainer.seconds = facts["best_epoch"], facts["step"], facts["seconds"]
+    trainer.history = [Epoch(**epoch) for epoch in facts["history"]]
+
+
+def _grouped(named: Tensors) -> dict[str, Tensors]:
+    """Of the names a.b and a.c: b and c under a."""
+    groups: dict[str, Tensors] = {}
+    for name, tensor in named.items():
+        first, _, rest = name.partition(".")
+        groups.setdefault(first, {})[rest] = tensor
+    return groups
+
+
+def _read(path: Path, trainer: Trainer) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -76,11 +143,11 @@ def _read(path: Path, trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[s
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
     """What a checkpoint must agree in with the run that goes on from it."""
-    config = dataclasses.asdict(trainer.config)
-    return {name: value for name, value in config.items() if name not in FREE} | {"corpus": trainer.corpus.sha1}
+    config = {name: value for name, value in dataclasses.asdict(trainer.config).items() if name not in FREE}
+    return config | {"corpus": trainer.corpus.sha1, "processes": trainer.workers.count}
 
 
-def _sum(tensors: dict[str, torch.Tensor], metadata: str) -> str:
+def _sum(tensors: Tensors, metadata: str) -> str:
     digest = hashlib.blake2b(metadata.encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())

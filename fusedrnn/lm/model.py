@@ -147,6 +147,18 @@ def build_model(vocab_size: int, config: TrainConfig) -> LanguageModel:
     return model
 
 
+def distinct(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by name, without the head's where they are the embedding's."""
+    tied = "embedding.weight" in weights and weights["embedding.weight"].data_ptr() == weights["head.weight"].data_ptr()
+    return {name: weight for name, weight in weights.items() if not (tied and name == "head.weight")}
+
+
+def with_ties(weights: dict[str, torch.Tensor], tied: bool) -> dict[str, torch.Tensor]:
+    """What distinct left out is there again."""
+    known = tied and "embedding.weight" in weights
+    return weights | {"head.weight": weights["embedding.weight"]} if known else weights
+
+
 def drop_locked(x: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
     """x [T, B, H] with the same values of every step dropped."""
     if not (probability and training):

@@ -10,7 +10,7 @@
     results.json                   once it has ended: loss and perplexity of training, validation and test
     curve.png                      perplexity over epochs
 
-Every file is written under a temporary name and renamed. Only the text, JSON and safetensors files are ever read back.
+Every file is written under a temporary name and renamed. None that is read back can hold anything but data.
 """
 
 import csv
@@ -35,10 +35,11 @@ from fusedrnn.lm.dataset import Dataset
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.evaluation import evaluate, perplexity
 from fusedrnn.lm.files import write_atomically
-from fusedrnn.lm.model import LanguageModel, build_model
+from fusedrnn.lm.model import LanguageModel, build_model, distinct, with_ties
 from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.text import Vocab
-from fusedrnn.lm.trainer import Epoch, Trainer, distinct
+from fusedrnn.lm.trainer import Epoch, Trainer
+from fusedrnn.lm.workers import ALONE, Workers
 
 FORMAT = 1
 FILES = (
@@ -57,12 +58,16 @@ FILES = (
 class RunFolder:
     """A folder to write one run into. It is made, or found to be free, at once; nothing in it changes before begin().
 
+    leads: of several workers the one that writes; the others only take part where all have to
+
     Raises RunFolderError when path holds anything and force is not set, when it holds something else than a run, and
     when it cannot be made.
     """
 
-    def __init__(self, path: str | Path, force: bool = False):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, force: bool = False, leads: bool = True):
+        self.path, self.leads = Path(path), leads
+        if not leads:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             present = {entry.name for entry in self.path.iterdir()}
@@ -76,17 +81,18 @@ class RunFolder:
             raise RunFolderError(f"the folder {str(self.path)!r} holds something that is no run; it is left alone")
 
     @classmethod
-    def of(cls, path: str | Path) -> "RunFolder":
+    def of(cls, path: str | Path, leads: bool = True) -> "RunFolder":
         """The folder of a run that is to go on."""
         folder = cls.__new__(cls)
-        folder.path = Path(path)
+        folder.path, folder.leads = Path(path), leads
         folder._remove_temporary()
         return folder
 
     def begin(self, trainer: Trainer) -> None:
         """Remove an earlier run's files and write all that is known before training."""
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        if self.leads:
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
         self._remove_temporary()
         corpus = trainer.corpus
         self._write("text.txt", corpus.data)
@@ -139,14 +145,15 @@ class RunFolder:
         self.write_metrics(trainer)
         results = results_of(trainer)
         self._write_json("results.json", results)
-        self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
+        if self.leads:
+            self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
         if trainer.config.save_every:
             checkpoint.save(self.path, trainer)
         return results
 
     def _remove_temporary(self) -> None:
         """What processes that were killed had begun to write."""
-        for entry in self.path.iterdir():
+        for entry in self.path.iterdir() if self.leads else ():
             if _is_temporary(entry.name):
                 entry.unlink(missing_ok=True)
 
@@ -154,7 +161,8 @@ class RunFolder:
         self._write(name, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
 
     def _write(self, name: str, data: bytes) -> None:
-        write_atomically(self.path / name, data)
+        if self.leads:
+            write_atomically(self.path / name, data)
 
 
 def _is_temporary(name: str) -> bool:
@@ -208,24 +216,43 @@ def load_run(path: str | Path, library: str | None = None, backend: str = "auto"
     if last_layer is None or last_layer.shape[-1] != config.hidden:
         raise misfit
     model = build_model(len(vocab), config)
-    if config.tied and "embedding.weight" in weights:
-        weights["head.weight"] = weights["embedding.weight"]
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(with_ties(weights, config.tied))
     except RuntimeError:
         raise misfit from None
     return Run(config, content.label, vocab, model)
 
 
-def resume(path: str | Path, device: torch.device | str = "cpu", **changes: Any) -> tuple[Trainer, str]:
+def resume(
+    path: str | Path, device: torch.device | str = "cpu", workers: Workers = ALONE, **changes: Any
+) -> tuple[Trainer, str]:
     """The trainer of a run folder, to go on from its last checkpoint; changes are options of checkpoint.FREE.
 
     Returns it, and what was wrong with the last checkpoint where the one before was taken. Raises RunFolderError.
     """
     folder = Path(path)
     content = read_config(folder)
-    trainer = Trainer(dataclasses.replace(content.train, **changes), read_corpus(folder, content), device)
+    trainer = Trainer(dataclasses.replace(content.train, **changes), read_corpus(folder, content), device, workers)
     return trainer, checkpoint.load(folder, trainer)
+
+
+def read_history(path: str | Path) -> list[Epoch]:
+    """What metrics.csv holds, at least one epoch. Raises RunFolderError."""
+    file = Path(path) / "metrics.csv"
+    numbers: dict[str, Any] = {"epoch": int, "validation_loss": _or_none, "validation_perplexity": _or_none}
+    names = [field.name for field in dataclasses.fields(Epoch)]
+    try:
+        rows = list(csv.DictReader(_read(file).decode().splitlines()))
+        history = [Epoch(**{name: numbers.get(name, float)(row[name]) for name in names}) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{file}: not the metrics of a run: {error}") from None
+    if not history:
+        raise RunFolderError(f"{file}: no epoch has ended yet")
+    return history
+
+
+def _or_none(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def held_out(path: str | Path) -> tuple[Sequence[str], str]:

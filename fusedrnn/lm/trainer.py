@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 import math
 import time
@@ -12,15 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from fusedrnn.lm.batches import Batches
 from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.dataset import Dataset, complete
-from fusedrnn.lm.errors import TrainingDiverged
+from fusedrnn.lm.errors import ConfigError, TrainingDiverged
 from fusedrnn.lm.evaluation import evaluate, perplexity
 from fusedrnn.lm.model import LanguageModel, State, build_model, detach
 from fusedrnn.lm.optimization import build_optimizer, clip, gradients_of, learning_rate, set_learning_rate
+from fusedrnn.lm.workers import ALONE, Workers
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +44,7 @@ class Epoch:
 class Trainer:
     """Everything a run needs, built from a config and a corpus; config is completed with the corpus's own choices.
 
+    workers: the processes that train it together, each with this config and corpus; batch_size is the streams of all
     corpus, data, batches, model, optimizer: what their names say
     history: an Epoch for each pass that has ended
     step: optimizer steps so far; steps: those of the whole run
@@ -51,9 +53,17 @@ class Trainer:
     Raises CorpusError when the text is shorter than one batch, and ConfigError for an unknown backend.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu"):
-        self.corpus, self.config, self.device = corpus, complete(config, corpus), torch.device(device)
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu", workers: Workers = ALONE
+    ):
+        self.corpus, self.config = corpus, complete(config, corpus)
+        self.device, self.workers = torch.device(device), workers
         config = self.config
+        if config.batch_size % (workers.count * config.accumulate):
+            raise ConfigError(
+                f"{config.batch_size} streams do not divide among {workers.count} processes"
+                + (f" of {config.accumulate} parts each" if config.accumulate > 1 else "")
+            )
         self.data = Dataset.of(config, corpus)
         self.batches = Batches(
             self.data.train.to(self.device),
@@ -66,8 +76,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build_model(len(self.data.vocab), config).to(self.device)
-            self.random = _random_state(self.device)
-        self.run_model = torch.compile(self.model) if config.compile else self.model
+            if workers.rank:  # each drops values of its own
+                torch.manual_seed(config.seed + workers.rank)
+            self.random = random_state(self.device)
+        self.run_model: Any = torch.compile(self.model) if config.compile else self.model
+        if workers.count > 1:
+            self.run_model = DistributedDataParallel(self.run_model)
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(config, self.model)
         self.scaled = config.amp == "fp16"  # gradients of float16 are kept from vanishing
@@ -77,9 +91,10 @@ class Trainer:
         self.best_epoch = 0
         self.seconds = 0.0
         self.step = 0
-        self._begin_epoch()
+        self.begin_epoch()
 
-    def _begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:
+        """Nothing has been read of it, and nothing is carried into it."""
         self.batches_random = self.batches.generator.get_state()
         self.losses: list[torch.Tensor] = []  # of every batch of this epoch so far
         self.states: list[State | None] = [None] * self.config.accumulate  # carried, of each part of the streams
@@ -105,15 +120,19 @@ class Trainer:
             yield self.history[-1]
 
     def train_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on tokens x and targets y [T, B], from the carried states, which go on after x.
+        """One optimizer step on tokens x and targets y [T, B], from the carried states, which go on after x. Of several
+        workers each takes its columns.
 
-        Returns the mean cross-entropy before the step.
+        Returns the mean cross-entropy of those before the step.
         """
         for parameter in self.parameters:
             parameter.grad = None
         parts = self.config.accumulate
+        x, y = (tokens.chunk(self.workers.count, 1)[self.workers.rank] for tokens in (x, y))
         losses = []
         for part, (tokens, targets) in enumerate(zip(x.chunk(parts, 1), y.chunk(parts, 1), strict=True)):
+            if self.workers.count > 1:
+                self.run_model.require_backward_grad_sync = part == parts - 1
             with self._autocast():
                 scores, state = self.run_model(tokens, self.states[part])
                 loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten())
@@ -141,7 +160,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         number, validation = len(self.history) + 1, None
         with self._clock():
-            loss = torch.stack(self.losses).mean().item()
+            loss = self.workers.mean(torch.stack(self.losses).mean()).item()
         if not math.isfinite(loss):
             raise TrainingDiverged(f"the loss became {loss} in epoch {number}: lower lr, or clip the gradients more")
         spent = self.seconds - (self.history[-1].seconds if self.history else 0.0)
@@ -156,7 +175,7 @@ class Trainer:
         of_validation = None if validation is None else perplexity(validation)
         lr = learning_rate(self.config, self.step - 1, self.steps)
         self.history.append(Epoch(number, loss, perplexity(loss), validation, of_validation, lr, speed, self.seconds))
-        self._begin_epoch()
+        self.begin_epoch()
 
     def _validate(self) -> float:
         with self._autocast():
@@ -184,7 +203,7 @@ class Trainer:
             try:
                 yield
             finally:
-                self.random = _random_state(self.device)
+                self.random = random_state(self.device)
 
     def best_model(self) -> LanguageModel:
         """A copy of the model with the weights of the best validation, or the model where there is none."""
@@ -193,56 +212,6 @@ class Trainer:
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.best)
         return model
-
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that the rest of the run depends on, and JSON beside it: restore() goes on from there, to the bit."""
-        tensors = {f"model.{name}": weight for name, weight in distinct(self.model.state_dict()).items()}
-        for number, slots in self.optimizer.state_dict()["state"].items():
-            named = {f"optimizer.{number}.{name}": slot for name, slot in slots.items()}
-            tensors |= {name: slot for name, slot in named.items() if slot is not None}
-        for part, state in enumerate(self.states):
-            parts = state if isinstance(state, tuple) else () if state is None else (state,)
-            tensors |= {f"carried.{part}.{number}": tensor for number, tensor in enumerate(parts)}
-        random = self.random or _random_state(self.device)
-        tensors |= {f"random.{name}": numbers for name, numbers in random.items()}
-        tensors["random.batches"] = self.batches_random
-        if self.losses:
-            tensors["losses"] = torch.stack(self.losses)
-        tensors |= {f"best.{name}": weight for name, weight in distinct(self.best or {}).items()}
-        facts = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "best_epoch": self.best_epoch,
-            "scaler": self.scaler.state_dict(),
-            "history": [dataclasses.asdict(epoch) for epoch in self.history],
-        }
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, facts
-
-    def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        """Go on from what state() gave, for the same config and corpus.
-
-        Raises KeyError, TypeError, ValueError or RuntimeError for anything else; the trainer is of no use then.
-        """
-        of = _grouped(tensors)
-        self.model.load_state_dict(self._with_ties(of["model"]))
-        optimizer = self.optimizer.state_dict()
-        slots = _grouped(of.get("optimizer", {}))
-        optimizer["state"] = {int(number): named for number, named in slots.items()}
-        self.optimizer.load_state_dict(optimizer)
-        self.scaler.load_state_dict(facts["scaler"])
-        self.random = {name: numbers for name, numbers in of["random"].items() if name != "batches"}
-        self.batches.generator.set_state(of["random"]["batches"])
-        self._begin_epoch()
-        self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
-        for part, named in _grouped(of.get("carried", {})).items():
-            carried = [named[number].to(self.device) for number in sorted(named)]
-            self.states[int(part)] = tuple(carried) if len(carried) == 2 else carried[0]  # type: ignore[assignment]
-        self.best = self._with_ties({n: w.to(self.device) for n, w in of["best"].items()}) if "best" in of else None
-        self.best_epoch, self.step, self.seconds = facts["best_epoch"], facts["step"], facts["seconds"]
-        self.history = [Epoch(**epoch) for epoch in facts["history"]]
-
-    def _with_ties(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return weights | {"head.weight": weights["embedding.weight"]} if self.config.tied else weights
 
 
 def train(config: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu") -> Trainer:
@@ -256,22 +225,7 @@ def train(config: TrainConfig, corpus: Corpus, device: torch.device | str = "cpu
     return trainer
 
 
-def distinct(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights by name, without the head's where they are the embedding's."""
-    tied = "embedding.weight" in weights and weights["embedding.weight"].data_ptr() == weights["head.weight"].data_ptr()
-    return {name: weight for name, weight in weights.items() if not (tied and name == "head.weight")}
-
-
-def _grouped(named: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """Of the names a.b and a.c: b and c under a."""
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in named.items():
-        first, _, rest = name.partition(".")
-        groups.setdefault(first, {})[rest] = tensor
-    return groups
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Of the generators that dropout on this device draws from."""
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states

@@ -1,7 +1,7 @@
 """Train in processes that are killed at random moments and gone on with, beside one that is left alone.
 
-python tests/lm/killed.py FOLDER KILLS SEED [OPTION...]; prints a JSON of what happened. Processes are forked from one
-that has imported everything and has one thread.
+python tests/lm/killed.py FOLDER KILLS SEED TEXT [OPTION...]; prints a JSON of what happened. Processes are forked from
+one that has imported everything and has one thread.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def command(run: Path, options: list[str]) -> list[str]:
     """What a user would type: to go on, or to begin anew where not even the options had been written."""
     if (run / "config.json").exists():
         return ["train", "--resume", str(run)]
-    return ["train", "pydoc", *options, "--threads", "1", "--out", str(run), "--force"]
+    return ["train", *options, "--threads", "1", "--out", str(run), "--force"]
 
 
 def chain(folder: Path, kills: int, seed: int, options: list[str]) -> dict:
@@ -63,7 +63,7 @@ def chain(folder: Path, kills: int, seed: int, options: list[str]) -> dict:
     steps, runs, before = [], 0, 0
     while len(steps) < kills or (folder / f"run{runs}").exists():
         run = folder / f"run{runs}"
-        delay = random.uniform(0, duration) if len(steps) < kills else 100
+        delay = random.uniform(0, duration / 2) if len(steps) < kills else 100
         if ended(begun(command(run, options), output), delay, output):
             runs += 1
             continue

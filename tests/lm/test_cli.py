@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_train_and_sample(call, tmp_path, cell, library):
     assert len(lines[4]) == 64
     assert {path.name for path in (tmp_path / "run").iterdir()} == set(FILES) - {checkpoint.BEFORE}
 
-    status, out, err = call("sample", tmp_path / "run", "--num-chars", "50")
+    status, out, err = call("sample", tmp_path / "run", "--length", "50")
     assert (status, out) == (0, lines[4] + "\n")
     assert err.startswith(f"# {cell} 8, pydoc, first 500 tokens; ")
     assert "tokens/s" in err
@@ -54,13 +55,26 @@ def test_sample_is_deterministic_and_takes_a_prompt_as_it_is_typed(call, run):
     assert outputs[0].startswith("hello world")
 
 
+def test_prompts_from_files_and_several_texts(call, run, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("Hello, World\n")
+    greedy = call("sample", run, "--prompt", "hello world")[1]
+    assert call("sample", run, "--prompt-file", tmp_path / "prompt.txt")[1] == greedy
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello, World\n")))
+    assert call("sample", run, "--prompt-file", "-")[1] == greedy
+    assert call("sample", run, "--prompt", "hello world", "--num", 2)[1] == f"{greedy}\n{greedy}"
+    drawn = call("sample", run, "--num", 3, "--temperature", 1, "--top-k", 5, "--top-p", 0.9, "--length", 20)[1]
+    texts = drawn.rstrip("\n").split("\n\n")
+    assert len(set(texts)) == 3
+    assert all(text.startswith("time traveller") and len(text) == 34 for text in texts)
+
+
 def test_user_text_keeps_its_characters(call, tmp_path):
     (tmp_path / "verse.txt").write_text("Ça alors!\nDéjà vu.\n" * 40)
     status, out, _ = call("train", tmp_path / "verse.txt", *TINY, "--out", tmp_path / "run")
     assert status == 0
     assert "Ça alors!\nDéjà" in out  # the prompt is the text's own beginning: 'time traveller' is not in its alphabet
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["tokens"] == "char"
-    assert call("sample", tmp_path / "run", "--prompt", "Déjà", "--num-chars", "3")[0] == 0
+    assert call("sample", tmp_path / "run", "--prompt", "Déjà", "--length", "3")[0] == 0
 
 
 def test_default_run_folder(call, tmp_path, monkeypatch):
@@ -118,7 +132,7 @@ def test_bytes_and_words(call, tmp_path, tokens):
     characters = 54 if tokens == "word" else 57  # the first token is not scored; half a letter remains of bytes
     assert f" {tokens}s, {characters} characters, of " in out
     assert ("in its vocabulary" in out) == (tokens == "word")
-    status, out, _ = call("sample", tmp_path / "run", "--prompt", "Ça alors,", "--num-chars", "7")
+    status, out, _ = call("sample", tmp_path / "run", "--prompt", "Ça alors,", "--length", "7")
     assert status == 0
     assert out.startswith("Ça alors,")
 
@@ -215,6 +229,11 @@ BAD_INPUT = {
     "latin-1 corpus": (text_file("né\n".encode("latin-1") * 2000), "is not UTF-8"),
     "run folder exists": (lambda tmp_path: [*TRAIN, "--out", tmp_path / "run"], "is not empty"),
     "folder of something else": (lambda tmp_path: [*TRAIN, "--out", tmp_path, "--force"], "is no run"),
+    "plot nowhere": (["plot", "nowhere"], "nowhere/metrics.csv"),
+    "plot nothing": (["plot"], "required: RUN"),
+    "plot a jpeg": (lambda tmp_path: ["plot", tmp_path / "run", "--out", "a.jpg"], "must name a PNG file"),
+    "plot damaged": (in_run(lambda run: (run / "metrics.csv").write_text("epoch\n1\n"), "plot"), "not the metrics"),
+    "plot no epoch": (in_run(lambda run: (run / "metrics.csv").write_text("epoch\n"), "plot"), "no epoch has ended"),
     "eval nowhere": (["eval", "nowhere"], "nowhere/config.json"),
     "eval of no text": (lambda tmp_path: ["eval", tmp_path / "run", "nowhere.txt"], "'nowhere.txt' is neither a file"),
     "eval of damaged text": (in_run(lambda run: (run / "text.txt").write_bytes(b"\xff"), "eval"), "its sha1 is"),
@@ -228,7 +247,17 @@ BAD_INPUT = {
     ),
     "sample corrupt config": (in_run(lambda run: (run / "config.json").write_text("{")), "config.json"),
     "sample empty prompt": (lambda tmp_path: ["sample", tmp_path / "run", "--prompt", ""], "prompt is empty"),
-    "sample negative": (lambda tmp_path: ["sample", tmp_path / "run", "--num-chars", "-1"], "num_tokens"),
+    "sample negative": (lambda tmp_path: ["sample", tmp_path / "run", "--length", "-1"], "number of tokens"),
+    "sample no file": (
+        lambda tmp_path: ["sample", tmp_path / "run", "--prompt-file", "no.txt"],
+        "cannot read 'no.txt'",
+    ),
+    "sample two prompts": (
+        lambda tmp_path: ["sample", tmp_path / "run", "--prompt-file", "a", "--prompt", "b"],
+        "not allowed with argument",
+    ),
+    "sample top-p": (lambda tmp_path: ["sample", tmp_path / "run", "--top-p", "0"], "top_p must be above 0"),
+    "sample none": (lambda tmp_path: ["sample", tmp_path / "run", "--num", "0"], "--num"),
     "sample cold": (lambda tmp_path: ["sample", tmp_path / "run", "--temperature", "-1"], "temperature"),
 }
 
@@ -255,7 +284,7 @@ def test_failed_start_leaves_no_run_folder_in_the_way(call, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["sample", "--help"], ["bench", "--help"]]
+    "arguments", [["--help"], *([command, "--help"] for command in ("train", "eval", "sample", "plot", "bench"))]
 )
 def test_help(call, arguments):
     status, out, err = call(*arguments)

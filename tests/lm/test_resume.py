@@ -84,13 +84,21 @@ def test_more_epochs_go_on_from_the_end(tmp_path, small):
     assert without_times(finished(resumed).history) == without_times(alone.history)
 
 
-KILLED = ["--hidden", "24", "--layers", "2", "--batch-size", "8", "--steps", "10", "--max-tokens", "1300"]
+KILLED = ["--hidden", "24", "--layers", "2", "--batch-size", "8", "--steps", "10", "--tokens", "course"]
 KILLED += ["--epochs", "6", "--validation", "0.2", "--dropout", "0.2", "--optimizer", "adam", "--lr", "0.02"]
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path, capsys):
-    script = [sys.executable, Path(__file__).with_name("killed.py"), tmp_path / "runs", "20", "0"]
+def test_killed_at_twenty_random_moments(tmp_path, capsys, small):
+    (tmp_path / "text.txt").write_text(small.text[:1500])
+    script = [
+        sys.executable,
+        Path(__file__).with_name("killed.py"),
+        tmp_path / "runs",
+        "20",
+        "0",
+        tmp_path / "text.txt",
+    ]
     done = subprocess.run([*script, *KILLED, "--save-every", "2"], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -196,16 +204,18 @@ class Trap:
 def test_nothing_pickled_is_ever_read(run, monkeypatch, tmp_path):
     """Under any name it may have, beside the files and in place of each."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the time machine")
     trap = pickle.dumps(Trap())
     for name in ("model.pt", "model.bin", "checkpoint.pkl", "checkpoint.pt"):
         (run / name).write_bytes(trap)
-    assert main(["sample", str(run), "--num-chars", "5"]) == 0
+    assert main(["sample", str(run), "--length", "5"]) == 0
     assert main(["train", "--resume", str(run), "--epochs", "3"]) == 0
     for path in sorted(run.iterdir()):
         good = path.read_bytes()
         path.write_bytes(trap)
-        for command in (["sample"], ["eval"], ["train", "--epochs", "4", "--resume"]):
-            main([*command, str(run)])
+        main(["sample", str(run)])
+        main(["eval", str(run), str(tmp_path / "text.txt")])
+        main(["train", "--epochs", "4", "--resume", str(run)])
         path.write_bytes(good)
     assert not (tmp_path / "trap_was_sprung").exists()
     pickle.loads(trap)

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fusedrnn.cli import main
 from fusedrnn.lm import RunFolderError, Trainer, checkpoint
 from fusedrnn.lm.corpus import pydoc_in_place_of
 from fusedrnn.lm.plots import draw_curve
-from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run
+from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history
 
 from .conftest import SMALL
 
@@ -147,6 +148,17 @@ def test_damaged_run(run, damage):
     with pytest.raises(RunFolderError, match=r"config\.json|vocab\.json|model\.safetensors") as caught:
         load_run(run)
     assert "\n" not in str(caught.value)
+
+
+def test_history_is_read_back_and_drawn(run, tmp_path, small, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = trained(small, tmp_path / "other", validation=0.2, epochs=4)
+    assert read_history(tmp_path / "other") == trainer.history
+    for folders in (["run"], ["other"], ["run", "other"]):
+        assert main(["plot", *folders, "--out", "curves.png"]) == 0
+        assert capsys.readouterr().out == "curves curves.png\n"
+        with Image.open("curves.png") as picture:
+            assert picture.size == (1080, 630)
 
 
 def test_curve_of_any_title_and_length(small):

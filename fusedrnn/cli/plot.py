@@ -1,0 +1,40 @@
+"""`fusedrnn plot`: the curves of runs."""
+
+import argparse
+from pathlib import Path
+
+from fusedrnn.cli.arguments import Commands, Help
+from fusedrnn.lm.errors import ConfigError
+from fusedrnn.lm.files import write_atomically
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "plot",
+        help="draw the curves of runs",
+        description="Draw training and validation perplexity of a run, finished or not, or of several side by side.",
+        formatter_class=Help,
+    )
+    parser.set_defaults(command=run)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `fusedrnn train` left")
+    parser.add_argument("--out", metavar="FILE", default="curves.png", help="a PNG file to write")
+    parser.add_argument("--title", default="", help="to write above it (default: what the run is)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fusedrnn.lm.plots import draw_curve, draw_runs
+    from fusedrnn.lm.run_folder import describe, read_config, read_history
+
+    out = Path(arguments.out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must name a PNG file, got {arguments.out!r}")
+    histories = {name: read_history(name) for name in arguments.runs}
+    if len(histories) == 1:
+        ((name, history),) = histories.items()
+        content = read_config(name)
+        picture = draw_curve(history, arguments.title or describe(content.train, content.label))
+    else:
+        picture = draw_runs(histories, arguments.title)
+    write_atomically(out, picture)
+    print(f"curves {out}")
+    return 0
