@@ -22,6 +22,7 @@ STEPS = {
     **{("rnn", 64): 3.0, ("gru", 64): 5.0, ("lstm", 64): 1.8},
     **{("rnn", 256): 2.0, ("gru", 256): 2.5, ("lstm", 256): 1.4},
 }
+SAMPLING = {"rnn": 2.0, "gru": 2.0, "lstm": 5.0}  # characters a second, at 256 units
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ def targets(rows: Iterable[Row]) -> list[Target]:
     found += _cuts([row for row in rows if row.threads == threads])
     for (cell, hidden), goal in STEPS.items():
         name = f"training step {cell} {hidden}"
+        found.append(_at_least(name, [r.ratio.median for r in auto if r.problem == name and r.ratio], goal))
+    for cell, goal in SAMPLING.items():
+        name = f"sampling {cell} 256"
         found.append(_at_least(name, [r.ratio.median for r in auto if r.problem == name and r.ratio], goal))
     rest = [row for row in rows if row.side == "rest" and row.threads == threads]
     found += [Target(f"{row.problem}: all but the layer", "", f"{row.ms.median:.2f} ms", None) for row in rest]

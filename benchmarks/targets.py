@@ -1,70 +1,115 @@
-"""Train the models of the published table on The Time Machine and compare their perplexities with the targets.
+"""Train the recipes whose perplexity is published, on both libraries and from several seeds, and compare.
 
-python -m benchmarks.targets [--library fusedrnn|torch] [--epochs 500] [--seed 0]
+python -m benchmarks.targets [--library fusedrnn torch] [--preset d2l-gru ...] [--seed 0 1 2 3 4] [--epochs N]
+python -m benchmarks.targets --readme
 
-Keeps the rows in benchmarks/results/targets.json; one of the same model, library, epochs and seed is replaced.
+Keeps the rows in benchmarks/results/targets.json; one of the same recipe, library, epochs, seed and machine is
+replaced.
+--readme trains nothing and writes the table of README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from pathlib import Path
+
+import torch
 
 from benchmarks.record import RESULTS, describe_machine
+from fusedrnn.info import with_between
+from fusedrnn.lm.config import LIBRARIES, TrainConfig, read_preset
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.files import write_atomically
-from fusedrnn.lm.sampling import continuation
-from fusedrnn.lm.trainer import TrainConfig, Trainer
+from fusedrnn.lm.sampling import PROMPT, continuation
+from fusedrnn.lm.text import TOKENIZERS
+from fusedrnn.lm.trainer import Trainer
 
 FILE = RESULTS / "targets.json"
+README = Path(__file__).parent.parent / "README.md"
 
-# (cell, init, perplexity to reach): one layer of 256, batches of 32 x 35, SGD lr 1, clip 1, sequential, 500 epochs.
-TARGETS = [
-    ("rnn", "torch", 1.35),
-    ("gru", "torch", 1.10),
-    ("gru", "normal", 1.15),
-    ("lstm", "torch", 1.15),
-    ("lstm", "normal", 1.35),
-]
-IDENTITY = ("cell", "init", "library", "epochs", "seed")
+# recipe: (perplexity published, perplexity to reach); the median of the seeds counts
+TARGETS = {
+    "d2l-rnn-512": ("1.0", 1.10),
+    "d2l-rnn": ("1.3", 1.35),
+    "d2l-gru-normal": ("1.1", 1.15),
+    "d2l-gru": ("1.0", 1.10),
+    "d2l-lstm-normal": ("1.1 to 1.3", 1.35),
+    "d2l-lstm": ("1.0", 1.15),
+    "d2l-deep-lstm": ("1.0", 1.05),
+}
+IDENTITY = ("preset", "library", "epochs", "seed", "machine")
 
 
-def reach(cell: str, init: str, target: float, library: str, epochs: int, seed: int) -> dict:
-    config = TrainConfig(cell=cell, init=init, library=library, epochs=epochs, seed=seed)
-    trainer = Trainer(config, load_corpus("timemachine"))
+def reach(preset: str, library: str, seed: int, epochs: int | None) -> dict:
+    options = read_preset(preset) | {"library": library, "seed": seed} | ({"epochs": epochs} if epochs else {})
+    corpus = load_corpus(options.pop("corpus"))
+    trainer = Trainer(TrainConfig(**options), corpus)
     *_, last = trainer.run()
+    tokenizer = TOKENIZERS[trainer.config.tokens]
+    text = continuation(trainer.model, trainer.data.vocab, PROMPT, 50, tokenizer)
     return {
-        "cell": cell,
-        "hidden": config.hidden,
-        "init": init,
+        "preset": preset,
         "library": library,
-        "epochs": epochs,
+        "epochs": last.epoch,
         "seed": seed,
         "perplexity": round(last.perplexity, 4),
-        "target": target,
-        "reached": last.perplexity <= target,
         "seconds": round(last.seconds, 1),
-        "continuation": continuation(trainer.model, trainer.vocab, "time traveller", 50),
+        "continuation": text,
+        "in_corpus": text in "".join(tokenizer.spell(trainer.data.tokens)),
+        "threads": torch.get_num_threads(),
         "machine": describe_machine(),
     }
 
 
+def table(rows: list[dict]) -> list[str]:
+    """A markdown table of all recipes: medians over the seeds, and what each library needed."""
+    lines = [
+        "| recipe | published | to reach | `fusedrnn` | `torch.nn` | seeds | seconds | `torch.nn` |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for preset, (published, target) in TARGETS.items():
+        cells, seconds, seeds = [], [], []
+        for library in LIBRARIES:
+            of = [row for row in rows if (row["preset"], row["library"]) == (preset, library)]
+            of = [row for row in of if row["epochs"] == max(other["epochs"] for other in of)]
+            values = [row["perplexity"] for row in of]
+            cells.append(_spread(values, target) if values else "")
+            seconds.append(f"{statistics.median(row['seconds'] for row in of):.0f}" if of else "")
+            seeds.append(str(len(of)))
+        told = seeds[0] if seeds[0] == seeds[1] else " and ".join(seeds)
+        lines.append(f"| `{preset}` | {published} | {target:.2f} | {' | '.join([*cells, told, *seconds])} |")
+    return lines
+
+
+def _spread(values: list[float], target: float) -> str:
+    median = statistics.median(values)
+    missed = "" if median <= target else " **missed**"
+    return f"{median:.3f}{missed}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", default="fusedrnn", choices=("fusedrnn", "torch"))
-    parser.add_argument("--epochs", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--library", nargs="+", default=list(LIBRARIES), choices=LIBRARIES)
+    parser.add_argument("--preset", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, help="in place of the recipe's")
+    parser.add_argument("--readme", action="store_true", help="train nothing, write the table of README.md")
     given = parser.parse_args()
-    for cell, init, target in TARGETS:
-        row = reach(cell, init, target, given.library, given.epochs, given.seed)
-        rows = json.loads(FILE.read_text()) if FILE.exists() else []
-        rows = [old for old in rows if any(old[name] != row[name] for name in IDENTITY)]
-        write_atomically(FILE, json.dumps([*rows, row], indent=1).encode() + b"\n")
-        verdict = "reached" if row["reached"] else "MISSED"
-        print(
-            f"{cell} {init}: perplexity {row['perplexity']}, target {target}: {verdict}, {row['seconds']} s", flush=True
-        )
-        print(f"  {row['continuation']}", flush=True)
+    if given.readme:
+        lines = table(json.loads(FILE.read_text()))
+        write_atomically(README, with_between(README.read_text(), "targets", "\n".join(lines)).encode())
+        return
+    for seed in given.seed:
+        for preset in given.preset:
+            for library in given.library:
+                row = reach(preset, library, seed, given.epochs)
+                rows = json.loads(FILE.read_text()) if FILE.exists() else []
+                rows = [old for old in rows if any(old.get(name) != row[name] for name in IDENTITY)]
+                write_atomically(FILE, json.dumps([*rows, row], indent=1).encode() + b"\n")
+                told = f"{preset}, {library}, seed {seed}: perplexity {row['perplexity']}, {row['seconds']} s"
+                print(f"{told}: {row['continuation']}{' (in the corpus)' if row['in_corpus'] else ''}", flush=True)
 
 
 if __name__ == "__main__":

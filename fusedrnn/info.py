@@ -26,8 +26,6 @@ from fusedrnn.backends.base import FEATURES, Backend
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 
-BEGIN, END = "<!-- support-matrix:begin -->", "<!-- support-matrix:end -->"
-
 
 def main(argv: Sequence[str] = ()) -> int:
     """Prints what was asked for; returns the exit status."""
@@ -82,11 +80,17 @@ def support_matrix() -> str:
 
 def with_matrix(readme: str) -> str:
     """`readme` with the present matrix between its markers. Raises ValueError where it has none."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"expected the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{support_matrix()}\n{END}{after}"
+    return with_between(readme, "support-matrix", support_matrix())
+
+
+def with_between(text: str, name: str, content: str) -> str:
+    """`text` with content between the markers of that name. Raises ValueError where it has none."""
+    begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
+    before, begins, rest = text.partition(begin)
+    _, ends, after = rest.partition(end)
+    if not (begins and ends):
+        raise ValueError(f"expected the markers {begin} and {end}")
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def _facts(backend: Backend) -> dict[str, str]:

@@ -33,9 +33,10 @@ def test_readme_example_runs():
 
 def test_write_readme(tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{info.BEGIN}\nstale\n{info.END}\nafter\n")
+    begin, end = "<!-- support-matrix:begin -->", "<!-- support-matrix:end -->"
+    readme.write_text(f"before\n{begin}\nstale\n{end}\nafter\n")
     assert info.main(["--write-readme", str(readme)]) == 0
-    assert readme.read_text() == f"before\n{info.BEGIN}\n{info.support_matrix()}\n{info.END}\nafter\n"
+    assert readme.read_text() == f"before\n{begin}\n{info.support_matrix()}\n{end}\nafter\n"
 
     readme.write_text("no markers\n")
     with pytest.raises(SystemExit) as exit:

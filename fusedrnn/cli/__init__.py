@@ -13,7 +13,7 @@ from fusedrnn.cli import bench, evaluate, plot, sample, train
 from fusedrnn.cli.arguments import Parser
 from fusedrnn.lm.errors import BadInput
 
-LM_PACKAGES = {"matplotlib", "platformdirs", "rich", "safetensors"}
+EXTRAS = dict.fromkeys(("matplotlib", "platformdirs", "rich", "safetensors"), "lm") | {"tensorboard": "tensorboard"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'system'}: {error.strerror}")
     except ModuleNotFoundError as error:
-        if error.name not in LM_PACKAGES:
+        if error.name not in EXTRAS:
             raise
-        return _fail(f"the package {error.name} is missing: pip install 'fusedrnn[lm]'")
+        return _fail(f"the package {error.name} is missing: pip install 'fusedrnn[{EXTRAS[error.name]}]'")
     except KeyboardInterrupt:
         print("fusedrnn: interrupted", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from fusedrnn.lm.corpus import Corpus, load_corpus, pydoc_in_place_of
 from fusedrnn.lm.errors import ConfigError, CorpusUnavailable
 from fusedrnn.lm.sampling import PROMPT, continuation
 from fusedrnn.lm.text import TOKENIZERS
-from fusedrnn.lm.trainer import Trainer
+from fusedrnn.lm.trainer import Epoch, Trainer
 from fusedrnn.lm.workers import Workers, started
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ DEVICES = ("cpu", "cuda")
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "train",
+        usage="%(prog)s [CORPUS] [options]",
         help="train a language model, or go on with one",
         description="Train a language model and leave a run folder: options, vocabulary, text, metrics, weights, "
         "results and curve. Options are taken from --preset, over them those of --config, over them the flags.",
@@ -51,6 +52,7 @@ def add(commands: Commands) -> None:
     )
     add_threads(groups["run"])
     groups["run"].add_argument("--device", choices=DEVICES, default="cpu", help="where to train")
+    groups["run"].add_argument("--tensorboard", action="store_true", help="write event files into the run folder too")
     groups["run"].add_argument("--out", metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)")
     groups["run"].add_argument("--force", action="store_true", help="overwrite the run that is in the run folder")
 
@@ -80,10 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
     begin = _new if arguments.resume is None else _resumed
     with started(arguments.device) as (workers, device), _told_by(workers):
-        return _train(*begin(arguments, given, device, workers))
+        trainer, folder = begin(arguments, given, device, workers)
+        return _train(trainer, folder, arguments.tensorboard)
 
 
-def _train(trainer: Trainer, folder: "RunFolder") -> int:
+def _train(trainer: Trainer, folder: "RunFolder", tensorboard: bool) -> int:
     from fusedrnn.lm.progress import Progress
     from fusedrnn.lm.run_folder import describe
 
@@ -94,6 +97,7 @@ def _train(trainer: Trainer, folder: "RunFolder") -> int:
         + (f", processes {workers.count}" if workers.count > 1 else "")
     )
     interruption = Interruption()
+    watch = _watch(folder.path) if tensorboard and workers.leads else None
 
     def after_step() -> None:
         due = config.save_every and trainer.step % config.save_every == 0
@@ -110,6 +114,8 @@ def _train(trainer: Trainer, folder: "RunFolder") -> int:
         with interruption, Progress(config.epochs, len(trainer.batches), label) as progress:
             for epoch in trainer.run(after_step):
                 progress(epoch)
+                if watch:
+                    watch(epoch, trainer.step)
                 if progress.ends_stretch(epoch):
                     folder.write_metrics(trainer)
     except Interrupted as interrupted:
@@ -205,6 +211,25 @@ def _print_results(results: dict[str, Any]) -> None:
         print(f"best validation perplexity {best['perplexity']:.3f}, {best['loss']:.4f} nats, in epoch {best['epoch']}")
     if test := results.get("test"):
         print(f"test perplexity {test['perplexity']:.3f}, {test['loss']:.4f} nats on {test['tokens']:,} tokens")
+
+
+def _watch(folder: Path) -> Callable[[Epoch, int], None]:
+    """What writes an epoch's numbers, after so many steps, for TensorBoard."""
+    import tensorboard  # noqa: F401  # else torch says in several lines that it is missing
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(epoch: Epoch, step: int) -> None:
+        numbers: dict[str, float | None] = {"loss/training": epoch.loss, "perplexity/training": epoch.perplexity}
+        numbers |= {"loss/validation": epoch.validation_loss, "perplexity/validation": epoch.validation_perplexity}
+        numbers |= {"lr": epoch.lr, "tokens_per_second": epoch.tokens_per_second}
+        for name, number in numbers.items():
+            if number is not None:
+                writer.add_scalar(name, number, step)
+        writer.flush()
+
+    return write
 
 
 class Interrupted(Exception):

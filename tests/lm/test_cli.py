@@ -9,7 +9,7 @@ import pytest
 from fusedrnn import dispatch
 from fusedrnn.cli import main
 from fusedrnn.lm import CORPORA, checkpoint
-from fusedrnn.lm.run_folder import FILES
+from fusedrnn.lm.run_folder import FILES, read_history
 from fusedrnn.lm.text import TOKENIZERS
 
 TINY = ["--hidden", "8", "--batch-size", "4", "--steps", "5", "--max-tokens", "500", "--epochs", "2"]
@@ -296,6 +296,25 @@ def test_info(call):
     status, out, _ = call("info")
     assert status == 0
     assert "fusedrnn" in out
+
+
+def test_tensorboard_reads_what_was_written(call, run):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = ["--resume", run, "--epochs", "4", "--tensorboard"]
+    assert call("train", *options)[0] == 0
+    events = event_accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("loss/training")]
+    assert losses == [(12 * e.epoch, pytest.approx(e.loss)) for e in read_history(run) if e.epoch > 2]
+
+
+def test_a_missing_package_is_named_with_its_extra(call, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    status, _, err = call("train", "--resume", run, "--epochs", "4", "--tensorboard")
+    assert (status, err) == (
+        2,
+        "fusedrnn: error: the package tensorboard is missing: pip install 'fusedrnn[tensorboard]'\n",
+    )
 
 
 def test_as_a_module():
