@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fusedrnn._elf import is_cut_off
+
 _INTERFACE = 1  # as interface_number in csrc/cuda/kernels.cuh
 _FUNCTIONS = {
     "forward": (ctypes.c_char_p, 7),
@@ -47,6 +49,8 @@ def _load(library: Path, named: bool) -> str:
     if not library.is_file():
         return f"{library} is not there; with nvcc installed, FUSEDRNN_BUILD=cuda pip install -e . --no-build-isolation"
     try:
+        if is_cut_off(library):
+            return f"{library} does not load (the file is cut off)"
         loaded = ctypes.CDLL(str(library))
         for name, (result, arguments) in _FUNCTIONS.items():
             found = getattr(loaded, f"fusedrnn_cuda_{name}")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from fusedrnn._elf import is_cut_off
+
 # The schemas of the ops in csrc/bindings.cpp, as a number: `fusedrnn_cpu::version` returns the one it was built with.
 # Raise both together.
 ABI = 8
@@ -36,6 +38,8 @@ def _load(library: Path) -> str:
     if not library.is_file():
         return f"{library} is not there; with a C++20 compiler installed, {_REBUILD}"
     try:
+        if is_cut_off(library):
+            return f"{library} does not load (the file is cut off); {_REBUILD}"
         torch.ops.load_library(library)
         built_for = torch.ops.fusedrnn_cpu.version()
     except (OSError, AttributeError, RuntimeError) as error:

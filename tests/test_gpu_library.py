@@ -53,6 +53,12 @@ def test_what_is_said_where_it_cannot_be_built(script, said, tmp_path, monkeypat
     assert library.build(1).startswith(said)
 
 
+def test_a_library_that_is_cut_off_is_not_loaded(tmp_path):
+    cut = tmp_path / "cut.so"
+    cut.write_bytes(b"\x7fELF\x02\x01" + bytes(34) + (10**6).to_bytes(8, "little") + bytes(10) + b"\x40\0\x1e\0\0\0")
+    assert _cuda_library._load(cut, named=True) == f"{cut} does not load (the file is cut off)"
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
     functions = (f'extern "C" long fusedrnn_cuda_{name}() {{ return 0; }}\n' for name in _cuda_library._FUNCTIONS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fusedrnn
+from fusedrnn import _extension
 
 PACKAGE = Path(fusedrnn.__file__).parent
 
@@ -33,7 +34,7 @@ LAYERS = [
     {"backends.base"},
     {"kernels", "_extension", "_cuda_library", "reference", "gradients", "checks"},
     {"call", "states"},
-    {"cells"},
+    {"cells", "_elf"},
 ]
 
 
@@ -166,6 +167,15 @@ def test_garbage_library_is_explained(tmp_path):
     library = tmp_path / "garbage.so"
     library.write_bytes(b"no shared object" * 64)
     assert_explained(library, "does not load")
+
+
+@pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
+@pytest.mark.parametrize("kept", [20, 5_000, -1])
+def test_cut_off_library_is_explained(tmp_path, kept):
+    """Mapped by the loader, it would end the process."""
+    library = tmp_path / "cut.so"
+    library.write_bytes(_extension.path().read_bytes()[:kept])
+    assert_explained(library, "does not load (the file is cut off)")
 
 
 VERSION_0 = """

@@ -8,6 +8,12 @@ template <Cell cell, class Kind, int... sizes>
 constexpr Kernel<Forward<typename Operand<Kind>::Element>> kernel = kernel_of<ForwardPlan<cell, Kind, sizes...>>(
     forward_kernel<ForwardPlan<cell, Kind, sizes...>, true>, forward_kernel<ForwardPlan<cell, Kind, sizes...>, false>);
 
+// Products of the RNN of 256 units whose weights are in registers: as many as ptxas keeps there without a spill.
+template <class Kind>
+constexpr int residents_of_256 = 11;
+template <>
+constexpr int residents_of_256<__half> = 9;
+
 template <class Kind>
 constexpr std::array kernels{
     kernel<Cell::lstm, Kind, 64, 8>,
@@ -17,11 +23,7 @@ constexpr std::array kernels{
     kernel<Cell::gru, Kind, 192, 12, 5>,
     kernel<Cell::rnn_tanh, Kind, 64, 4>,
     kernel<Cell::rnn_tanh, Kind, 128, 8>,
-    kernel < Cell::rnn_tanh,
-    Kind,
-    256,
-    16,
-    std::is_same_v<Kind, __half> ? 9 : 11 >,
+    kernel<Cell::rnn_tanh, Kind, 256, 16, residents_of_256<Kind>>,
     kernel<Cell::lstm, Kind, 64, 8, 64, 32>,
     kernel<Cell::lstm, Kind, 128, 8, 4, 32>,
     kernel<Cell::gru, Kind, 64, 4, 64, 32>,

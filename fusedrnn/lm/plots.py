@@ -27,24 +27,20 @@ class Line:
 
 
 def draw_curve(history: Sequence[Epoch], title: str) -> bytes:
-    """Training and, where there is one, validation perplexity over epochs, on a logarithmic scale, as a PNG. The last
-    value of the training and the lowest of the validation are written beside their lines.
+    """Training and, where there is one, validation perplexity over epochs, on a logarithmic scale, as a PNG. The legend
+    has the last value of the training and the lowest of the validation, which is marked.
     """
-    lines = [_training(history, "training")]
-    if validation := _validation(history, "validation"):
-        lines.append(validation)
-    axes, figure = _axes(title, "perplexity" if validation else "training perplexity")
-    for line, color in zip(lines, ("tab:blue", "tab:orange"), strict=False):
-        place = line.best if line is validation else -1
-        _draw(axes, line, color, "solid", place)
+    validation = _validation(history, "validation")
+    axes, figure = _axes(title, "perplexity")
+    _draw(axes, _training(history, "training"), "tab:blue", -1)
     if validation:
-        axes.legend(frameon=False)
+        _draw(axes, validation, "tab:orange", validation.best)
     return _png(figure, axes)
 
 
 def draw_runs(histories: Mapping[str, Sequence[Epoch]], title: str) -> bytes:
     """Several runs by name, as a PNG: validation perplexities where all have one, training dotted beside them; else
-    training alone.
+    training alone. The legend has the lowest value of the validation, else the last of the training.
     """
     axes, figure = _axes(title, "perplexity")
     validated = all(_validation(history, "") for history in histories.values())
@@ -52,12 +48,11 @@ def draw_runs(histories: Mapping[str, Sequence[Epoch]], title: str) -> bytes:
         color = f"C{number % 10}"
         line = _validation(history, name) if validated else _training(history, name)
         assert line
-        _draw(axes, line, color, "solid", line.best if validated else -1)
+        _draw(axes, line, color, line.best if validated else -1)
         if validated:
             training = _training(history, "")
             axes.plot(training.epochs, training.perplexities, color=color, linewidth=1, linestyle="dotted")
     axes.set_ylabel("validation perplexity (training dotted)" if validated else "training perplexity")
-    axes.legend(frameon=False)
     return _png(figure, axes)
 
 
@@ -87,26 +82,19 @@ def _axes(title: str, ylabel: str) -> tuple[Axes, Figure]:
     return axes, figure
 
 
-def _draw(axes: Axes, line: Line, color: str, style: str, place: int) -> None:
-    """A line, and the value at that place of it."""
-    marker = "o" if len(line.epochs) == 1 else None
-    axes.plot(
-        line.epochs, line.perplexities, color=color, linewidth=1.6, linestyle=style, marker=marker, label=line.name
-    )
-    axes.annotate(
-        f"{line.perplexities[place]:.2f}",
-        (line.epochs[place], line.perplexities[place]),
-        xytext=(6, 0) if place == -1 else (0, -10),
-        textcoords="offset points",
-        va="center",
-        color=color,
-        annotation_clip=False,
-    )
+def _draw(axes: Axes, line: Line, color: str, place: int) -> None:
+    """A line, with the value at that place of it in the legend, and a mark there unless it is the last."""
+    value = line.perplexities[place]
+    axes.plot(line.epochs, line.perplexities, color=color, linewidth=1.6, label=f"{line.name} {value:.2f}")
+    if place >= 0 or len(line.epochs) == 1:
+        axes.plot(line.epochs[place], value, color=color, marker="o", markersize=4)
 
 
 def _png(figure: Figure, axes: Axes) -> bytes:
-    axes.set_ylim(bottom=1)
+    low, _ = axes.get_ylim()
+    axes.set_ylim(bottom=1 if low < 3 else low)
     axes.set_xlim(left=0)
+    axes.legend(frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
