@@ -33,7 +33,9 @@ def text(model: LanguageModel) -> str:
 def test_sampling(cell, threads, budget, benchmark, record):
     torch.manual_seed(0)
     ours = build_model(len(VOCAB), TrainConfig(cell=cell, hidden=HIDDEN))
-    torch.nn.init.normal_(ours.head.weight)  # scores far enough apart for every precision to agree on the largest
+    for weight in (ours.head.weight, ours.rnn.weight_ih_l0):  # so that scores are far apart, and texts not of one word
+        torch.nn.init.normal_(weight)
+    torch.nn.init.normal_(ours.rnn.weight_hh_l0, std=2 / HIDDEN**0.5)
     theirs = build_model(len(VOCAB), TrainConfig(cell=cell, hidden=HIDDEN, library="torch"))
     theirs.load_state_dict(ours.state_dict())
     exact = text(copy.deepcopy(theirs).double())

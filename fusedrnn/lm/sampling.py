@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.model import LanguageModel
@@ -106,7 +107,6 @@ def generate_many(
     )
 
 
-@torch.no_grad()
 def _steps(
     model: LanguageModel,
     vocab: Vocab,
@@ -117,13 +117,14 @@ def _steps(
     generator: torch.Generator | None,
 ) -> Iterator[list[int]]:
     model.eval()
-    never = torch.zeros_like(model.head.bias)
+    weight, bias = model.head.weight.detach(), model.head.bias.detach().clone()
     if vocab.unknown is not None:
-        never[vocab.unknown] = -torch.inf
+        bias[vocab.unknown] = -torch.inf
     tokens, state = prompt.unsqueeze(1).repeat(1, num), None  # [T, B]
     for _ in range(num_tokens):
-        scores, state = model(tokens, state)
-        chosen = choice(scores[-1] + never, generator)  # [B]
+        with torch.no_grad():
+            y, state = model.recur(model.embed(tokens), state)
+            chosen = choice(F.linear(y[-1], weight, bias), generator)  # [B]
         yield chosen.tolist()
         tokens = chosen.unsqueeze(0)
 
