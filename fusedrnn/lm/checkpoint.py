@@ -16,7 +16,7 @@ import torch
 
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.files import write_atomically
-from fusedrnn.lm.model import distinct, with_ties
+from fusedrnn.lm.model import distinct, tensors_of, with_ties
 from fusedrnn.lm.trainer import Epoch, Trainer, random_state
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -24,7 +24,7 @@ Tensors: TypeAlias = dict[str, torch.Tensor]
 FORMAT = 1
 LAST, BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
 # What may differ between the run that left a checkpoint and the one that goes on from it.
-FREE = ("epochs", "patience", "save_every", "backend", "compile")
+FREE = ("epochs", "patience", "save_every", "backend", "compile", "graph")
 
 
 def save(folder: Path, trainer: Trainer) -> None:
@@ -69,8 +69,7 @@ def state_of(trainer: Trainer) -> tuple[Tensors, dict[str, Any]]:
         tensors |= {name: slot for name, slot in named.items() if slot is not None}
     own = {f"random.{name}": numbers for name, numbers in (trainer.random or random_state(trainer.device)).items()}
     for part, state in enumerate(trainer.states):
-        parts = state if isinstance(state, tuple) else () if state is None else (state,)
-        own |= {f"carried.{part}.{number}": tensor for number, tensor in enumerate(parts)}
+        own |= {f"carried.{part}.{number}": tensor for number, tensor in enumerate(tensors_of(state))}
     if trainer.losses:
         own["losses"] = torch.stack(trainer.losses)
     for rank, of_worker in enumerate(trainer.workers.gather(own)):

@@ -124,6 +124,7 @@ class TrainConfig:
     seed: int = option(0, integer(0, "from 0 to 2**63 - 1"), "optimization", "of weights, batches and dropout", "N")
 
     compile: bool = option(False, FLAG, "run", "compile the model by torch.compile")
+    graph: bool = option(True, FLAG, "run", "on a GPU, capture a step as one CUDA graph where that can be")
     save_every: int = option(500, integer(0), "run", "optimizer steps between checkpoints, 0 for none", "N")
     library: str = option("fusedrnn", one_of(LIBRARIES), "run", "torch: the control, torch.nn fed with one-hot rows")
     backend: str = option("auto", Values(str, bool, "a name"), "run", "of the fused layers, see `fusedrnn info`")

@@ -171,6 +171,11 @@ def detach(state: State) -> State:
     return _each(torch.Tensor.detach, state)
 
 
+def tensors_of(state: State | None) -> tuple[torch.Tensor, ...]:
+    """Those of a state: none, one, or two."""
+    return state if isinstance(state, tuple) else () if state is None else (state,)
+
+
 def _each(change: Any, state: State) -> Any:
     """A state, each tensor of it changed."""
     return tuple(map(change, state)) if isinstance(state, tuple) else change(state)

@@ -10,17 +10,22 @@ from torch import nn
 from fusedrnn.lm.config import TrainConfig
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's SGD, Adam or AdamW, each step of it one fused kernel. Weight decay is for matrices: biases have none."""
+def build_optimizer(config: TrainConfig, model: nn.Module, captured: bool = False) -> torch.optim.Optimizer:
+    """torch's SGD, Adam or AdamW, each step of it one fused kernel. Weight decay is for matrices: biases have none.
+
+    captured: a step of it is to be replayed by a CUDA graph, so that its rate is in the GPU's memory
+    """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": 0.0}]
     if config.weight_decay:
         matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    device = next(model.parameters()).device
+    lr = torch.tensor(config.lr, device=device) if captured else config.lr
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups, lr=config.lr, fused=True)
+    return kind(groups, lr=lr, fused=True, capturable=captured)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -41,7 +46,10 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def grad_clipping(net: nn.Module, theta: float) -> torch.Tensor:

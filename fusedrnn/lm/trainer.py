@@ -5,7 +5,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from fusedrnn.lm.batches import Batches
+from fusedrnn.lm.captured import CapturedStep, Compute, CudaGraphs
 from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.dataset import Dataset, complete
@@ -83,7 +84,10 @@ class Trainer:
         if workers.count > 1:
             self.run_model = DistributedDataParallel(self.run_model)
         self.parameters = list(self.model.parameters())
-        self.optimizer = build_optimizer(config, self.model)
+        alone = workers.count == 1 and not config.compile and config.amp != "fp16"
+        captured = config.graph and self.device.type == "cuda" and alone
+        self.optimizer = build_optimizer(config, self.model, captured)
+        self.run_step: Compute = CapturedStep(self.compute, CudaGraphs()) if captured else self.compute
         self.scaled = config.amp == "fp16"  # gradients of float16 are kept from vanishing
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaled)
         self.history: list[Epoch] = []
@@ -125,23 +129,37 @@ class Trainer:
 
         Returns the mean cross-entropy of those before the step.
         """
+        x, y = (tokens.chunk(self.workers.count, 1)[self.workers.rank] for tokens in (x, y))
+        set_learning_rate(self.optimizer, learning_rate(self.config, self.step, self.steps))
+        loss, states = self.run_step(x, y, self.states)
+        if self.config.sampling == "sequential":
+            self.states = list(states)
+        self.step += 1
+        return loss
+
+    def compute(
+        self, x: torch.Tensor, y: torch.Tensor, states: Sequence[State | None]
+    ) -> tuple[torch.Tensor, list[State]]:
+        """Forward, loss, backward and update of train_step, for this worker's columns and the states to begin with.
+
+        Returns the mean cross-entropy, and the states after.
+        """
         for parameter in self.parameters:
             parameter.grad = None
         parts = self.config.accumulate
-        x, y = (tokens.chunk(self.workers.count, 1)[self.workers.rank] for tokens in (x, y))
-        losses = []
+        losses, after = [], []
         for part, (tokens, targets) in enumerate(zip(x.chunk(parts, 1), y.chunk(parts, 1), strict=True)):
             if self.workers.count > 1:
                 self.run_model.require_backward_grad_sync = part == parts - 1
             with self._autocast():
-                scores, state = self.run_model(tokens, self.states[part])
+                scores, state = self.run_model(tokens, states[part])
                 loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten())
             share = loss if parts == 1 else loss / parts
             (self.scaler.scale(share) if self.scaled else share).backward()
-            self.states[part] = detach(state) if self.config.sampling == "sequential" else None
+            after.append(detach(state))
             losses.append(loss.detach())
         self.update()
-        return losses[0] if parts == 1 else torch.stack(losses).mean()
+        return losses[0] if parts == 1 else torch.stack(losses).mean(), after
 
     def update(self) -> None:
         """An optimizer step with the gradients that are there, clipped."""
@@ -149,13 +167,11 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
         if self.config.clip:
             clip(gradients_of(self.parameters), self.config.clip)
-        set_learning_rate(self.optimizer, learning_rate(self.config, self.step, self.steps))
         if self.scaled:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
-        self.step += 1
 
     def _end_epoch(self) -> None:
         number, validation = len(self.history) + 1, None
