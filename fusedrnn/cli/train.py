@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -195,11 +196,12 @@ def _corpus(name: str, arguments: argparse.Namespace) -> Corpus:
 
 
 def _closing_prompt(trainer: Trainer) -> str:
-    """The usual prompt, or the text's first characters where the text lacks a letter of it."""
-    tokenizer = TOKENIZERS[trainer.config.tokens]
-    if all(token in trainer.data.vocab for token in tokenizer.split_prompt(PROMPT)):
+    """The usual prompt, or the text's first tokens that are known where the text lacks one of it."""
+    tokenizer, vocab = TOKENIZERS[trainer.config.tokens], trainer.data.vocab
+    if all(token in vocab for token in tokenizer.split_prompt(PROMPT)):
         return PROMPT
-    return "".join(tokenizer.spell(trainer.data.tokens[: len(PROMPT)]))
+    known = (token for token in trainer.data.tokens if token in vocab)
+    return "".join(tokenizer.spell(itertools.islice(known, len(PROMPT))))
 
 
 def _print_results(results: dict[str, Any]) -> None:

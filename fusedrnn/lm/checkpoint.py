@@ -51,12 +51,12 @@ def load(folder: Path, trainer: Trainer) -> str:
         return ""
     for name in (LAST, BEFORE):
         try:
-            tensors, facts = _read(folder / name, trainer)
+            restore(trainer, *_read(folder / name, trainer))
+            return "; ".join(wrong)
         except RunFolderError as error:
             wrong.append(str(error))
-            continue
-        restore(trainer, tensors, facts)
-        return "; ".join(wrong)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            wrong.append(f"{folder / name}: not what a run saves: {' '.join(str(error).split())}")
     raise RunFolderError("; ".join(wrong))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import Corpus
+from fusedrnn.lm.errors import CorpusError
 from fusedrnn.lm.text import BYTES, TOKENIZERS, Vocab
 
 
@@ -28,11 +29,14 @@ class Dataset:
 
     @classmethod
     def of(cls, config: TrainConfig, corpus: Corpus) -> "Dataset":
-        """As a completed config says, see complete."""
+        """As a completed config says, see complete. Raises CorpusError for a part of fewer than two tokens."""
         tokens = TOKENIZERS[config.tokens].split(corpus.text)
         used = config.max_tokens or len(tokens)
         validation, test = (int(share * used) for share in (config.validation, config.test))
         train = used - validation - test
+        for name, size in (("validation", validation), ("test", test)):
+            if getattr(config, name) and size < 2:
+                raise CorpusError(f"{name}: {getattr(config, name):g} of {used:,} tokens leaves nothing to foretell")
         if config.tokens == "byte":
             vocab = Vocab.of(BYTES)
         else:

@@ -184,8 +184,8 @@ class Trainer:
         if len(self.data.validation):
             with self._clock():
                 validation = self._validate()
-            known = [epoch.validation_loss for epoch in self.history]
-            if all(other is None or validation < other for other in known):
+            known = [epoch.validation_loss for epoch in self.history if epoch.validation_loss is not None]
+            if math.isfinite(validation) and not any(other <= validation for other in known):
                 self.best = {name: weight.clone() for name, weight in self.model.state_dict().items()}
                 self.best_epoch = number
         of_validation = None if validation is None else perplexity(validation)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from fusedrnn.lm import ConfigError, TrainConfig, load_corpus
+from fusedrnn.lm import ConfigError, CorpusError, TrainConfig, load_corpus
 from fusedrnn.lm.config import presets, read_preset, read_toml
 from fusedrnn.lm.dataset import Dataset, complete
 from fusedrnn.lm.model import build_model
@@ -111,6 +111,12 @@ def test_splits_lie_in_the_order_of_the_text(small):
     plain = Dataset.of(complete(TrainConfig(max_tokens=1000), small), small)
     assert plain.held_out[1] == "what it was not trained on"
     assert len(plain.held_out[0]) == len(plain.tokens) - 1000
+
+
+def test_parts_of_less_than_two_tokens_are_refused(small):
+    for part in ("validation", "test"):
+        with pytest.raises(CorpusError, match=f"{part}: 0.001 of 1,000 tokens leaves nothing to foretell"):
+            Dataset.of(complete(TrainConfig(max_tokens=1000, **{part: 0.001}), small), small)
 
 
 def test_words_know_what_was_trained_on_alone():

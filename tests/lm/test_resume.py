@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from fusedrnn.cli import main
@@ -145,7 +146,17 @@ def replace_by_other_run(path):
     (path.parent / "other" / checkpoint.LAST).rename(path)
 
 
+def replace_by_another_shape(path):
+    """With a sum that is right."""
+    run = checkpoint._identity(resume(path.parent)[0])
+    metadata = json.dumps({"format": checkpoint.FORMAT, "run": run, "state": {}})
+    tensors = {"a": torch.zeros(1)}
+    named = {"fusedrnn": metadata, "sum": checkpoint._sum(tensors, metadata)}
+    path.write_bytes(safetensors.torch.save(tensors, named))
+
+
 DAMAGES = {
+    "of another shape": (replace_by_another_shape, "not what a run saves"),
     "cut off": (cut, "damaged"),
     "empty": (lambda path: path.write_bytes(b""), "damaged"),
     "one bit": (flip, "damaged: its contents do not have the sum"),

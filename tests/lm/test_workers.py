@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,18 +23,16 @@ pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="this torch was built without gloo"
 )
 
-TORCHRUN = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node",
-    "2",
-    "-m",
-    "fusedrnn.cli",
-]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
 SMALL = ["train", "pydoc", "--hidden", "16", "--batch-size", "8", "--steps", "10", "--max-tokens", "1300"]
 SMALL += ["--validation", "0.2", "--cell", "lstm"]
+
+
+def torchrun():
+    """Two processes of the command line, which meet at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return [*TORCHRUN, "--master-port", str(free.getsockname()[1]), "-m", "fusedrnn.cli"]
 
 
 def call(command, *arguments):
@@ -54,7 +53,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path):
     """In parts too, which each process has of its own."""
     options = [*SMALL, "--epochs", "3", "--accumulate", "2"]
     assert main([*options, "--out", str(tmp_path / "one")]) == 0
-    said = call(TORCHRUN, *options, "--out", tmp_path / "two").stdout
+    said = call(torchrun(), *options, "--out", tmp_path / "two").stdout
     assert said.count("processes 2") == said.count("run folder") == 1
     (weights, losses), (others, other_losses) = left(tmp_path / "one"), left(tmp_path / "two")
     assert len(losses) == 6
@@ -82,7 +81,7 @@ def test_two_processes_go_on_to_the_bit(tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path):
     folder = tmp_path / "run"
-    command = [*TORCHRUN, *SMALL, "--epochs", "100000", "--save-every", "0", "--out", str(folder)]
+    command = [*torchrun(), *SMALL, "--epochs", "100000", "--save-every", "0", "--out", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         end = time.monotonic() + 60
         while not (folder / "config.json").exists() and time.monotonic() < end:
