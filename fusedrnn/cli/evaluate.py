@@ -1,7 +1,6 @@
 """`fusedrnn eval`: how well a trained model foretells a text."""
 
 import argparse
-import math
 import sys
 import time
 
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = evaluate(trained.model, numbers)
     speed = f"{found.tokens / (time.perf_counter() - start):,.0f} tokens/s"
     characters = len("".join(tokenizer.spell(tokens[1:])))
-    bits = found.nats * found.tokens / math.log(2) / characters
+    bits = found.bits * found.tokens / characters
     sizes = f"{found.tokens:,} {tokenizer.unit}s"
     if tokenizer.unit != "character":
         sizes += f", {characters:,} characters,"

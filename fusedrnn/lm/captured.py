@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from fusedrnn.lm.errors import ConfigError
-from fusedrnn.lm.model import State, tensors_of
+from fusedrnn.lm.model import State, each, tensors_of
 
 WARM_UP = 3  # steps before the capture, in which libraries choose their kernels and optimizers make their slots
 
@@ -70,7 +70,7 @@ class CapturedStep:
             return loss, self._states
         if self._launch is None:
             self._x, self._y = x.clone(), y.clone()
-            self._states = [_copy(state) for state in self._states]
+            self._states = [each(torch.Tensor.clone, state) for state in self._states]
         self._x.copy_(x)
         self._y.copy_(y)
         for buffer, state in zip(self._states, states, strict=True):
@@ -84,10 +84,6 @@ class CapturedStep:
         self._loss, after = self._compute(self._x, self._y, self._states)
         for buffer, state in zip(self._states, after, strict=True):
             _write(buffer, state)
-
-
-def _copy(state: State) -> State:
-    return tuple(part.clone() for part in state) if isinstance(state, tuple) else state.clone()  # type: ignore[return-value]
 
 
 def _write(buffer: State, state: State | None) -> None:

@@ -53,7 +53,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocab_size, embed) if embed else None
         if self.embedding is not None and tied:
             self.embedding.weight = self.head.weight
-        self.tied, self.one_hot = tied, isinstance(layer, nn.RNN | nn.GRU | nn.LSTM)
+        self.one_hot = isinstance(layer, nn.RNN | nn.GRU | nn.LSTM)
         self.dropout, self.locked_dropout = dropout, locked_dropout
         self.embed_dropout, self.weight_drop = embed_dropout, weight_drop
 
@@ -99,7 +99,7 @@ class Levels(nn.ModuleList):
         for level, layer in enumerate(self):
             if level:
                 x = drop_locked(x, self.locked_dropout, self.training)
-            x, after = layer(x, None if state is None else _each(lambda part: part[level : level + 1], state))  # noqa: B023
+            x, after = layer(x, None if state is None else each(lambda part: part[level : level + 1], state))  # noqa: B023
             last.append(after)
         if isinstance(last[0], tuple):
             return x, tuple(torch.cat(parts) for parts in zip(*last, strict=True))  # type: ignore[return-value]
@@ -168,7 +168,7 @@ def drop_locked(x: torch.Tensor, probability: float, training: bool) -> torch.Te
 
 def detach(state: State) -> State:
     """The same numbers, cut off from the graph that made them."""
-    return _each(torch.Tensor.detach, state)
+    return each(torch.Tensor.detach, state)
 
 
 def tensors_of(state: State | None) -> tuple[torch.Tensor, ...]:
@@ -176,7 +176,7 @@ def tensors_of(state: State | None) -> tuple[torch.Tensor, ...]:
     return state if isinstance(state, tuple) else () if state is None else (state,)
 
 
-def _each(change: Any, state: State) -> Any:
+def each(change: Any, state: State) -> Any:
     """A state, each tensor of it changed."""
     return tuple(map(change, state)) if isinstance(state, tuple) else change(state)
 

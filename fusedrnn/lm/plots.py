@@ -31,7 +31,7 @@ def draw_curve(history: Sequence[Epoch], title: str) -> bytes:
     has the last value of the training and the lowest of the validation, which is marked.
     """
     validation = _validation(history, "validation")
-    axes, figure = _axes(title, "perplexity")
+    axes, figure = _axes(title)
     _draw(axes, _training(history, "training"), "tab:blue", -1)
     if validation:
         _draw(axes, validation, "tab:orange", validation.best)
@@ -42,7 +42,7 @@ def draw_runs(histories: Mapping[str, Sequence[Epoch]], title: str) -> bytes:
     """Several runs by name, as a PNG: validation perplexities where all have one, training dotted beside them; else
     training alone. The legend has the lowest value of the validation, else the last of the training.
     """
-    axes, figure = _axes(title, "perplexity")
+    axes, figure = _axes(title)
     validated = all(_validation(history, "") for history in histories.values())
     for number, (name, history) in enumerate(histories.items()):
         color = f"C{number % 10}"
@@ -65,7 +65,7 @@ def _validation(history: Sequence[Epoch], name: str) -> Line | None:
     return Line(name, [number for number, _ in known], [value for _, value in known]) if known else None
 
 
-def _axes(title: str, ylabel: str) -> tuple[Axes, Figure]:
+def _axes(title: str) -> tuple[Axes, Figure]:
     figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -74,7 +74,7 @@ def _axes(title: str, ylabel: str) -> tuple[Axes, Figure]:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(steps=(1, 2, 5, 10), integer=True))
-    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.set(xlabel="epoch", ylabel="perplexity")
     drawable = title.encode("latin-1", "backslashreplace").decode("latin-1")
     axes.set_title(drawable, wrap=True, parse_math=False)
     axes.grid(color="0.9")

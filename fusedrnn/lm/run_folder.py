@@ -33,7 +33,7 @@ from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.dataset import Dataset
 from fusedrnn.lm.errors import RunFolderError
-from fusedrnn.lm.evaluation import evaluate, perplexity
+from fusedrnn.lm.evaluation import evaluate
 from fusedrnn.lm.files import write_atomically
 from fusedrnn.lm.model import LanguageModel, build_model, distinct, with_ties
 from fusedrnn.lm.plots import draw_curve
@@ -183,8 +183,8 @@ def results_of(trainer: Trainer) -> dict[str, Any]:
     }
     if trainer.best is not None:
         best = trainer.history[trainer.best_epoch - 1]
-        loss = best.validation_loss or 0.0
-        results["validation"] = {"epoch": best.epoch, "loss": loss, "perplexity": perplexity(loss)}
+        of_best = {"loss": best.validation_loss, "perplexity": best.validation_perplexity}
+        results["validation"] = {"epoch": best.epoch, **of_best}
     if len(trainer.data.test) > 1:
         found = evaluate(trainer.best_model(), trainer.data.test.to(trainer.device))
         results["test"] = {"tokens": found.tokens, "loss": found.nats, "perplexity": found.perplexity}
