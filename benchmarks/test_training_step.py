@@ -8,43 +8,22 @@ the other side's code and data.
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks import replay
 from benchmarks.record import Row
+from benchmarks.training_steps import MODELS, Steps, check_losses
 from fusedrnn.bench import pairs
 from fusedrnn.bench.grid import TORCH
-from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import load_corpus
-from fusedrnn.lm.trainer import Trainer
 
 pytestmark = pytest.mark.benchmark(timer=replay.clock)
 
-STEPS_COMPARED = 20
 
-# (cell, hidden, clip): program 1 of the course is the ReLU network, without clipping.
-MODELS = [("rnn_relu", 64, 0.0), ("rnn", 64, 1.0), ("gru", 64, 1.0), ("lstm", 64, 1.0)]
-MODELS += [("rnn", 256, 1.0), ("gru", 256, 1.0), ("lstm", 256, 1.0)]
-
-
-class Steps:
-    """Training steps one at a time, over and over the same epoch's batches."""
-
-    def __init__(self, library: str, cell: str, hidden: int, clip: float):
-        config = TrainConfig(cell=cell, hidden=hidden, clip=clip, library=library, tokens="course", max_tokens=10_000)
-        self.trainer = Trainer(config, load_corpus("pydoc"))
-        self.batches = itertools.cycle(list(self.trainer.batches))
-
-    def step(self) -> torch.Tensor:
-        return self.trainer.train_step(*next(self.batches))
-
-    def epoch(self) -> None:
-        for _ in range(len(self.trainer.batches)):
-            self.step()
+def _steps(library: str, cell: str, hidden: int, clip: float) -> Steps:
+    return Steps(load_corpus("pydoc"), library=library, cell=cell, hidden=hidden, clip=clip)
 
 
 def _name(cell: str, hidden: int) -> str:
@@ -53,12 +32,9 @@ def _name(cell: str, hidden: int) -> str:
 
 @pytest.mark.parametrize(("cell", "hidden", "clip"), MODELS)
 def test_training_step(cell, hidden, clip, threads, budget, benchmark, record):
-    ours, theirs, exact = (Steps(library, cell, hidden, clip) for library in ("fusedrnn", "torch", "torch"))
+    ours, theirs, exact = (_steps(library, cell, hidden, clip) for library in ("fusedrnn", "torch", "torch"))
     exact.trainer.model.double()
-    for step in range(STEPS_COMPARED):
-        own, opponent, loss = (float(side.step()) for side in (ours, theirs, exact))
-        allowed = 1e-6 * max(1.0, loss) + 2 * abs(opponent - loss)
-        assert abs(own - loss) <= allowed, f"loss of step {step}: {own}, torch.nn {opponent}, in float64 {loss}"
+    check_losses({"auto": ours, TORCH: theirs}, exact, rounding=1e-6)
     steps = len(ours.trainer.batches)
     times = pairs.paired({"auto": ours.epoch, TORCH: theirs.epoch}, 6 * budget)
     own, opponent = ([s / steps for s in times[side]] for side in ("auto", TORCH))
@@ -70,7 +46,7 @@ def test_training_step(cell, hidden, clip, threads, budget, benchmark, record):
 @pytest.mark.parametrize(("cell", "hidden", "clip"), MODELS)
 def test_rest_of_the_step(cell, hidden, clip, threads, budget, benchmark, record):
     """Head, loss, clipping and optimizer alone: the part of the step that is the same on both sides."""
-    trainer = Steps("fusedrnn", cell, hidden, clip).trainer
+    trainer = _steps("fusedrnn", cell, hidden, clip).trainer
     model, (_, targets) = trainer.model, next(iter(trainer.batches))
     y = torch.randn(*targets.shape, hidden, requires_grad=True)
     of_layer = [(parameter, torch.zeros_like(parameter)) for parameter in model.rnn.parameters()]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import micro, plan, stages, table
+from benchmarks.gpu import micro, plan, stages, steps, table
 from benchmarks.record import RESULTS
 from fusedrnn.lm.files import write_atomically
 
@@ -39,12 +39,19 @@ def shares() -> list[Share]:
     """The plan."""
     problems = plan.grid()
     one = sum(map(plan.seconds, problems))
+    whole = steps.problems()
     return [
         Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 1),
         Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.65),
         Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 100, 0.5),
         Share("tests", "the tests marked gpu", 90, 0.6),
         Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.3),
+        Share(
+            "steps",
+            f"{len(whole)} rows of whole training steps, launched one by one and as one graph",
+            sum(map(steps.seconds, whole)),
+            0.3,
+        ),
         Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 1),
     ]
 
@@ -103,6 +110,8 @@ def show_tables(place: stages.Place) -> None:
     place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, table.full(physics, cudnn, fusedrnn).encode())
     print(table.short(physics, cudnn, fusedrnn, tests))
+    if whole := steps.table(place.rows("steps").rows):
+        print(f"\n{whole}")
     for checked in _kept(place.file("sanitizer"), "runs"):
         print(f"compute-sanitizer {checked['tool']}: {checked['outcome']} {checked['said']}".rstrip())
     print(f"\nkept in {place.folder}; every problem, with its floor, in {path}")

@@ -62,7 +62,7 @@ LAST_ERRORS = (
 )
 
 
-def failure(problem: grid.Problem, side: str, reason: Exception) -> Failure:
+def failure(problem: object, side: str, reason: Exception) -> Failure:
     """For the record. DeviceLost where there is nothing to go on with."""
     said = first_line(reason)
     if any(sign in said for sign in LAST_ERRORS):

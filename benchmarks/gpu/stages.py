@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import layers, library, micro, plan, sanitizer
+from benchmarks.gpu import layers, library, micro, plan, sanitizer, steps
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
 from fusedrnn.bench import grid
 from fusedrnn.bench.pairs import Spread, seconds
@@ -129,7 +129,7 @@ def measure_cudnn(place: Place, deadline: float) -> int:
     known = place.rows("cudnn")
     done = {row.problem for row in known.rows} | {failure.problem for failure in known.failures}
     queue = [problem for problem in plan.grid() if str(problem) not in done]
-    return _measure_rows(place, "cudnn", queue, lambda problem: [grid.TORCH], deadline)
+    return _measure_layers(place, "cudnn", queue, lambda problem: [grid.TORCH], deadline)
 
 
 def measure_fusedrnn(place: Place, deadline: float) -> int:
@@ -140,24 +140,54 @@ def measure_fusedrnn(place: Place, deadline: float) -> int:
     done = {row.problem for row in this_run.rows} | {failure.problem for failure in this_run.failures}
     queue = [problem for problem in plan.grid() if str(problem) not in done]
     queue.sort(key=lambda problem: (str(problem) in rows, str(problem) not in lost))
-    return _measure_rows(place, "fusedrnn", queue, lambda p: [grid.TORCH, *grid.our_sides(p)], deadline)
+    return _measure_layers(place, "fusedrnn", queue, lambda p: [grid.TORCH, *grid.our_sides(p)], deadline)
 
 
-def _measure_rows(place: Place, stage: str, queue, sides_of, deadline: float) -> int:
-    """Measure in this order until the deadline. Returns the exit status."""
-    physics, path, record = place.physics(), place.file(stage), Record()
-    measured, saved, under_way = 0, time.monotonic(), place.under_way(stage)
+def _measure_layers(place: Place, stage: str, queue, sides_of, deadline: float) -> int:
+    physics = place.physics()
+    tasks = []
     for problem in queue:
-        sides, now = sides_of(problem), time.monotonic()
+        sides = sides_of(problem)
+        measure = functools.partial(layers.measure, problem, sides, physics)
+        tasks.append(Task(problem, sides, len(sides) * plan.seconds(problem), measure))
+    return _measure_rows(place, stage, tasks, deadline)
+
+
+def measure_steps(place: Place, deadline: float) -> int:
+    """Whole training steps, those first that were not measured before."""
+    this_run, known = Record.load(place.file("steps")), place.rows("steps")
+    done = {kept.problem for kept in (*this_run.rows, *this_run.failures)}
+    queue = [problem for problem in steps.problems() if str(problem) not in done]
+    queue.sort(key=lambda problem: str(problem) in {row.problem for row in known.rows})
+    tasks = [Task(p, p.sides, steps.seconds(p), functools.partial(steps.measure, p)) for p in queue]
+    return _measure_rows(place, "steps", tasks, deadline)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A problem, the sides it is measured on, a guess at the seconds that takes, and what does it."""
+
+    problem: grid.Problem | steps.Problem
+    sides: Sequence[str]
+    seconds: float
+    measure: Callable[[], Record]
+
+
+def _measure_rows(place: Place, stage: str, tasks: Sequence[Task], deadline: float) -> int:
+    """Measure in this order until the deadline. Returns the exit status."""
+    path, record = place.file(stage), Record()
+    measured, saved, under_way = 0, time.monotonic(), place.under_way(stage)
+    for task in tasks:
+        now = time.monotonic()
         if now > deadline - 1:
             break
-        if now + len(sides) * plan.seconds(problem) > deadline:
+        if now + task.seconds > deadline:
             continue  # a smaller one may still fit
-        under_way.write_text(f"{problem}\n{sides[-1]}")
+        under_way.write_text(f"{task.problem}\n{task.sides[-1]}")
         try:
-            found = _measured(problem, sides, physics)
+            found = _measured(task)
         except layers.DeviceLost as error:
-            found = Record(failures=[Failure(str(problem), side, str(error)) for side in sides])
+            found = Record(failures=[Failure(str(task.problem), side, str(error)) for side in task.sides])
             lost = True
         else:  # torch cannot go on after a capture that failed: its allocator counts it as under way
             lost = any(failure.side.endswith(layers.GRAPH) for failure in found.failures)
@@ -173,18 +203,18 @@ def _measure_rows(place: Place, stage: str, queue, sides_of, deadline: float) ->
         layers.free()
     record.save(path)
     under_way.unlink(missing_ok=True)
-    print(f"{measured} of {len(queue)} problems measured, {len(record.failures)} failures")
+    print(f"{measured} of {len(tasks)} problems measured, {len(record.failures)} failures")
     for failure in record.failures:
         print(f"  {failure.problem}, {failure.side}: {failure.reason}")
     return 0
 
 
-def _measured(problem: grid.Problem, sides: list[str], physics: micro.Physics) -> Record:
-    """What a problem gives; where it ends in an error, as when memory is short, a failure of each side."""
+def _measured(task: Task) -> Record:
+    """What it gives; where it ends in an error, as when memory is short, a failure of each side."""
     try:
-        return layers.measure(problem, sides, physics)
+        return task.measure()
     except Exception as error:
-        return Record(failures=[layers.failure(problem, side, error) for side in sides])
+        return Record(failures=[layers.failure(task.problem, side, error) for side in task.sides])
 
 
 # Tests.
@@ -243,6 +273,7 @@ STAGES = {
     "library": build_library,
     "tests": run_tests,
     "sanitizer": run_sanitizer,
+    "steps": measure_steps,
     "fusedrnn": measure_fusedrnn,
 }
 

@@ -13,12 +13,15 @@ from problems import Sample, assert_close_to_float64, assert_equal, cases, run
 from torch import nn
 
 import fusedrnn
-from benchmarks.gpu import layers, micro, plan
+from benchmarks.gpu import layers, micro, plan, steps
 from fusedrnn.backends import configurations, cuda, triton
 from fusedrnn.backends.base import Problem
 from fusedrnn.bench import grid
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
+from fusedrnn.lm.captured import CapturedStep
+from fusedrnn.lm.config import TrainConfig
+from fusedrnn.lm.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 BACKENDS = [name for name, backend in REGISTRY.items() if "cuda" in backend.devices]
@@ -197,6 +200,31 @@ def test_a_module_compiles_whole(backend):
     x = torch.randn(7, 3, 12, device="cuda")
     compiled = torch.compile(module, fullgraph=True)
     torch.testing.assert_close(compiled(x)[0], module(x)[0])
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+@pytest.mark.parametrize("precision", steps.ROUNDING)
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_training_steps_follow_float64_and_are_timed(cell, precision, graph):
+    problem = steps.Problem(cell, 64, 1.0, precision, graph)
+    found = steps.measure(problem, budget=0.01)
+    assert [row.side for row in found.rows] == [grid.TORCH, *problem.sides]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"optimizer": "adam", "layers": 2}], ids=str)
+def test_a_captured_training_is_the_plain_one(options):
+    config = TrainConfig(
+        cell="lstm", hidden=32, epochs=3, batch_size=8, steps=12, lr=0.01, schedule="cosine", **options
+    )
+    plain, captured = (
+        Trainer(dataclasses.replace(config, graph=graph), steps.text(), "cuda") for graph in (False, True)
+    )
+    assert isinstance(captured.run_step, CapturedStep) and not isinstance(plain.run_step, CapturedStep)
+    with grid.float32_precision("ieee"):
+        losses = [[epoch.loss for epoch in trainer.run()] for trainer in (plain, captured)]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=0)
+    for one, other in zip(plain.parameters, captured.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 def test_the_program_measures_this_chip():
