@@ -36,7 +36,7 @@ def soon(seconds: float = 60) -> float:
 def test_every_model_and_precision_is_planned_with_and_without_a_graph():
     names = [str(problem) for problem in steps.problems()]
     assert len(names) == len(set(names)) == 42
-    assert names[:2] == ["training step rnn_relu 64 cuda ieee", "training step rnn_relu 64 cuda ieee graph"]
+    assert names[:2] == ["training step rnn_relu 64 cuda tf32 graph", "training step rnn_relu 64 cuda tf32"]
 
 
 def test_rows_are_kept_shown_and_not_measured_again(place, capsys):

@@ -42,10 +42,10 @@ def shares() -> list[Share]:
     whole = steps.problems()
     return [
         Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 1),
-        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.65),
+        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.25),
         Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 100, 0.5),
-        Share("tests", "the tests marked gpu", 90, 0.6),
-        Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.3),
+        Share("tests", "the tests marked gpu", 90, 0.4),
+        Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.2),
         Share(
             "steps",
             f"{len(whole)} rows of whole training steps, launched one by one and as one graph",
