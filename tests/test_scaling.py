@@ -1,8 +1,11 @@
 """The model of training by many processes."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from benchmarks.scaling import Network, efficiency, most_processes, seconds_of_averaging, table
+from benchmarks.scaling import Network, Steps, efficiency, measured, most_processes, seconds_of_averaging, section
 
 SLOW = Network("slow", latency=1e-3, bandwidth=1e6)
 
@@ -21,8 +24,21 @@ def test_efficiency_falls_with_processes_and_rises_with_compute():
     assert most_processes(1e9, 10**6, SLOW) == 2**30
 
 
-def test_table_has_a_row_for_each_network():
-    lines = table("d2l-gru", 226_844, 0.0146)
-    assert "226,844 parameters, 0.91 MB of gradients, 14.6 ms" in lines[0]
-    assert lines[4].startswith("| 1 Gbit/s Ethernet | 66% | 52% | ")
-    assert len(lines) == 9
+def test_a_section_tells_what_was_measured_and_what_is_modelled():
+    alone, together = Steps(1, 226_844, 0.0146), Steps(2, 226_844, 0.0200, 0.0012)
+    lines = section("d2l-gru", alone, together)
+    assert lines[0] == "## `d2l-gru`"
+    assert "226,844 parameters, 0.91 MB of gradients. Measured: 14.6 ms a step alone; 20.0 ms of 2" in lines[2]
+    assert "each of 73% use; averaging that many numbers alone 1.2 ms" in lines[2]
+    assert "model, not measured" in lines[4]
+    assert lines[8].startswith("| 1 Gbit/s Ethernet | 66% | 52% | ")
+
+
+@pytest.mark.skipif(
+    not Path(os.environ.get("FUSEDRNN_DATA", ""), "timemachine.txt").is_file(),
+    reason="FUSEDRNN_DATA names no folder that holds timemachine.txt",
+)
+def test_two_processes_are_measured_here():
+    found = measured("d2l-rnn", 2, processes=2)
+    assert found.processes == 2 and found.parameters > 70_000
+    assert 0 < found.averaging < 1 and 0 < found.seconds < 10
