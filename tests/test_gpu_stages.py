@@ -178,15 +178,6 @@ def test_large_rates_are_named_as_the_floors_want_them():
     assert physics.value("copy") > 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="they would run")
-def test_the_gpu_tests_are_collected_and_kept(place):
-    assert stages.run_tests(place, soon()) == 0
-    kept = json.loads(place.file("tests").read_text())
-    jsonschema.validate(kept, SCHEMA)
-    assert kept["tests"]
-    assert {test["outcome"] for test in kept["tests"]} == {"skipped"}
-
-
 # Tables.
 
 
@@ -237,14 +228,9 @@ def test_nothing_measured_gives_tables_without_numbers():
 # The command.
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-
-
 def test_a_dry_run_shows_the_plan_and_its_minutes():
-    done = run_command("--dry", "--minutes", "5")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry", "--minutes", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for stage in stages.STAGES:
         assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d  \S", done.stdout, re.MULTILINE)
@@ -254,27 +240,38 @@ def test_a_dry_run_shows_the_plan_and_its_minutes():
     assert "5 minutes in all" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--minutes", "0"), ("--minutes", "soon"), ("--results", "README.md")])
-def test_bad_options_are_refused_in_a_line(arguments):
-    done = run_command("--dry", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("make gpu: error: ") and arguments[0] in last
+def ended(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["make gpu", *arguments])
+    with pytest.raises(SystemExit) as left:
+        sys.exit(gpu.main())
+    return left.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--minutes", "0"), ("--minutes", "soon"), ("--results", str(ROOT / "README.md"))]
+)
+def test_bad_options_are_refused_in_a_line(arguments, monkeypatch, capsys):
+    assert ended(monkeypatch, "--dry", *arguments) == 2
+    told = capsys.readouterr()
+    last = told.err.splitlines()[-1]
+    assert not told.out and last.startswith("make gpu: error: ") and arguments[0] in last
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_command_says_so_and_keeps_nothing(tmp_path):
-    done = run_command("--results", str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr == "make gpu: torch sees no CUDA GPU here; make gpu DRY=1 shows the plan\n"
+def test_without_a_gpu_the_command_says_so_and_keeps_nothing(tmp_path, monkeypatch, capsys):
+    assert ended(monkeypatch, "--results", str(tmp_path)) == 2
+    assert capsys.readouterr().err == "make gpu: torch sees no CUDA GPU here; make gpu DRY=1 shows the plan\n"
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's tests would run")
 def test_all_stages_in_processes_of_their_own(tmp_path, capfd):
     """Without a GPU each fails in its own way; the tables come all the same, and what a stage kept is there."""
     place = stages.Place(tmp_path)
     assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 60, 1), place, soon()) == 0
-    assert json.loads(place.file("tests").read_text())["tests"]
+    kept = json.loads(place.file("tests").read_text())
+    jsonschema.validate(kept, SCHEMA)
+    assert {test["outcome"] for test in kept["tests"]} == {"skipped"}
     assert gpu._stage(gpu.Share("micro", "the chip", 60, 1), place, soon()) == 1
     gpu.show_tables(place)
     told = capfd.readouterr().out
