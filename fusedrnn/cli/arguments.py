@@ -4,8 +4,13 @@ import argparse
 import math
 from typing import NoReturn, TypeAlias
 
+import torch
+
 from fusedrnn.lm.config import LIBRARIES
 from fusedrnn.lm.corpus import LANGUAGE_MODEL_CORPORA
+from fusedrnn.lm.errors import ConfigError
+
+DEVICES = ("cpu", "cuda")
 
 CORPUS = f"{', '.join(LANGUAGE_MODEL_CORPORA)}, or the path of a UTF-8 text file"
 
@@ -49,6 +54,16 @@ def add_threads(group: "argparse._ActionsContainer") -> None:
     group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
 
 
+def add_device(group: "argparse._ActionsContainer", about: str) -> None:
+    group.add_argument("--device", choices=DEVICES, default="cpu", help=about)
+
+
+def check_device(name: str) -> None:
+    """Raises ConfigError where it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device, or this torch was built without CUDA: see `fusedrnn info`")
+
+
 def add_data(group: "argparse._ActionsContainer") -> None:
     group.add_argument(
         "--data", metavar="PATH", help="file or folder to take a named corpus from before any other place"
@@ -62,3 +77,4 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--library", choices=LIBRARIES, help="torch: the control, torch.nn fed with one-hot rows (default: as trained)"
     )
     parser.add_argument("--backend", default="auto", help="backend of the fused layers, see `fusedrnn info`")
+    add_device(parser, "where to run it")

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_run
+from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_run, check_device
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.text import TOKENIZERS, UNKNOWN
 
@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fusedrnn.lm.evaluation import evaluate
     from fusedrnn.lm.run_folder import describe, held_out, load_run
 
+    check_device(arguments.device)
     trained = load_run(arguments.run, arguments.library, arguments.backend)
     tokenizer = TOKENIZERS[trained.config.tokens]
     if arguments.text is None:
@@ -35,9 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         corpus = load_corpus(arguments.text, arguments.data)
         tokens, label = tokenizer.split(corpus.text), corpus.label
-    numbers = trained.vocab.encode(tokens)
+    numbers = trained.vocab.encode(tokens).to(arguments.device)
+    model = trained.model.to(arguments.device)
     start = time.perf_counter()
-    found = evaluate(trained.model, numbers)
+    found = evaluate(model, numbers)
     speed = f"{found.tokens / (time.perf_counter() - start):,.0f} tokens/s"
     characters = len("".join(tokenizer.spell(tokens[1:])))
     bits = found.bits * found.tokens / characters

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fusedrnn.cli.arguments import Commands, Help, add_run, count, seed
+from fusedrnn.cli.arguments import Commands, Help, add_run, check_device, count, seed
 from fusedrnn.lm.corpus import decode
 from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.sampling import PROMPT, Choice, generate, generate_many
@@ -42,12 +42,13 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from fusedrnn.lm.run_folder import describe, load_run
 
+    check_device(arguments.device)
     choice = Choice(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
     trained = load_run(arguments.run, arguments.library, arguments.backend)
     tokenizer = TOKENIZERS[trained.config.tokens]
     prompt = tokenizer.split_prompt(_prompt(arguments))
-    generator = torch.Generator().manual_seed(arguments.seed)
-    given = (trained.model, trained.vocab, prompt, arguments.length)
+    generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
+    given = (trained.model.to(arguments.device), trained.vocab, prompt, arguments.length)
     start = time.perf_counter()
     if arguments.num == 1:
         for piece in tokenizer.spell(itertools.chain(prompt, generate(*given, choice, generator))):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_threads
+from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_device, add_threads, check_device
 from fusedrnn.lm.config import TrainConfig, presets, read_preset, read_toml
 from fusedrnn.lm.corpus import Corpus, load_corpus, pydoc_in_place_of
 from fusedrnn.lm.errors import ConfigError, CorpusUnavailable
@@ -25,8 +25,6 @@ from fusedrnn.lm.workers import Workers, started
 
 if TYPE_CHECKING:
     from fusedrnn.lm.run_folder import RunFolder
-
-DEVICES = ("cpu", "cuda")
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +50,7 @@ def add(commands: Commands) -> None:
         "--strict-corpus", action="store_true", help="fail if the corpus cannot be had, do not use pydoc"
     )
     add_threads(groups["run"])
-    groups["run"].add_argument("--device", choices=DEVICES, default="cpu", help="where to train")
+    add_device(groups["run"], "where to train")
     groups["run"].add_argument("--tensorboard", action="store_true", help="write event files into the run folder too")
     groups["run"].add_argument("--out", metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)")
     groups["run"].add_argument("--force", action="store_true", help="overwrite the run that is in the run folder")
@@ -78,8 +76,7 @@ def _add_option(group: "argparse._ArgumentGroup", field: "dataclasses.Field[Any]
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, alone or beside the workers that torchrun started, and leave a run folder."""
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA device, or this torch was built without CUDA: see `fusedrnn info`")
+    check_device(arguments.device)
     given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
     begin = _new if arguments.resume is None else _resumed
     with started(arguments.device) as (workers, device), _told_by(workers):

@@ -5,6 +5,7 @@ Of packages only torch and pytest are needed, so that this runs where nothing ca
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -21,6 +22,8 @@ from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 from fusedrnn.lm.captured import CapturedStep
 from fusedrnn.lm.config import TrainConfig
+from fusedrnn.lm.evaluation import evaluate
+from fusedrnn.lm.sampling import Choice, generate
 from fusedrnn.lm.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -225,6 +228,25 @@ def test_a_captured_training_is_the_plain_one(options):
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=0)
     for one, other in zip(plain.parameters, captured.parameters, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_a_trained_model_is_scored_and_goes_on_as_on_a_cpu():
+    trainer = Trainer(TrainConfig(hidden=32, epochs=2, batch_size=8, steps=12), steps.text(), "cuda")
+    for _ in trainer.run():
+        pass
+    here, there = trainer.model, copy.deepcopy(trainer.model).cpu()
+    tokens = trainer.data.train[:2000]
+    with grid.float32_precision("ieee"):
+        assert evaluate(here, tokens.cuda()).nats == pytest.approx(evaluate(there, tokens).nats, rel=1e-5)
+        drawn = [
+            "".join(
+                generate(
+                    here, trainer.data.vocab, "ab", 20, Choice(temperature=1.0), torch.Generator("cuda").manual_seed(1)
+                )
+            )
+            for _ in range(2)
+        ]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 20
 
 
 def test_the_program_measures_this_chip():

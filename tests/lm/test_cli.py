@@ -209,6 +209,8 @@ BAD_INPUT = {
     "wrong options": (toml("cells = 'gru'"), "there is no option 'cells'"),
     "conflict": ([*TRAIN, "--dropout", "0.1", "--locked-dropout", "0.1"], "one or the other"),
     "no GPU": ([*TRAIN, "--device", "cuda"], "there is no CUDA device"),
+    "eval without a GPU": (["eval", "run", "--device", "cuda"], "there is no CUDA device"),
+    "sample without a GPU": (["sample", "run", "--device", "cuda"], "there is no CUDA device"),
     "resume nowhere": (["train", "--resume", "nowhere"], "nowhere/config.json"),
     "resume what ended": (lambda tmp_path: ["train", "--resume", tmp_path / "run"], "has ended; give it more --epochs"),
     "resume another": (
