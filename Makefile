@@ -91,5 +91,5 @@ $(READY): pyproject.toml setup.py
 	@$(BIN)/python -c 'import torch; v = torch.__version__.split("."); assert (int(v[0]), int(v[1])) >= (2, 11)' \
 	    2>/dev/null || $(BIN)/pip install torch==2.13.0
 	@$(BIN)/pip install -q ninja 'setuptools>=77' wheel
-	@$(BIN)/pip install -q --no-build-isolation -e '.[lm,test,dev]'
+	@$(BIN)/pip install -q --no-build-isolation -e '.[lm,examples,test,dev]'
 	@touch $@

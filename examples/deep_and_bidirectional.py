@@ -69,8 +69,8 @@ def main(quick: bool = False) -> dict:
     hidden = 64 if quick else 256
     found = {}
     for name, bidirectional, epochs in (
-        ("deep", False, 25 if quick else 500),
-        ("bidirectional", True, 25 if quick else 100),
+        ("deep", False, 45 if quick else 500),
+        ("bidirectional", True, 45 if quick else 100),
     ):
         torch.manual_seed(0)
         model, start = Model(len(vocab), hidden, bidirectional), time.perf_counter()

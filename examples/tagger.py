@@ -103,8 +103,8 @@ def main(quick: bool = False) -> dict[str, dict[str, float]]:
     found = {}
     for name, bidirectional in (("forward", False), ("both ways", True)):
         torch.manual_seed(0)
-        model, start = Tagger(64 if quick else 256, bidirectional), time.perf_counter()
-        train(model, learnt, 4 if quick else 20)
+        model, start = Tagger(48 if quick else 256, bidirectional), time.perf_counter()
+        train(model, learnt, 3 if quick else 20)
         guessed = tag(model, held_out)
         scores = f1_score(held_out.tags, guessed.tags, labels=range(len(TAGS)), average=None, zero_division=0)
         found[name] = dict(zip(TAGS, map(float, scores), strict=True))

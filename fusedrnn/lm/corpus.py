@@ -180,9 +180,12 @@ def _download(name: str, destination: Path) -> bytes:
         return data
     if wrong:
         raise CorpusError("; ".join(wrong))
+    given = os.environ.get("FUSEDRNN_DATA")
+    looked = f"$FUSEDRNN_DATA ({given}), nor " if given else ""
     raise CorpusUnavailable(
-        f"corpus {name!r} could not be had ({'; '.join(failures)}); to supply it, put {entry.file} "
-        f"(sha1 {entry.sha1}) into a folder and set FUSEDRNN_DATA to it, or pass --data FILE"
+        f"corpus {name!r} could not be had: it is not in {looked}{destination.parent}, and not to be downloaded "
+        f"({'; '.join(failures)}); to supply it, put {entry.file} (sha1 {entry.sha1}) into a folder and set "
+        "FUSEDRNN_DATA to it"
     )
 
 
