@@ -76,7 +76,7 @@ train-check: build
 	@test -s $(CHECK_RUN)/model.safetensors && test -s $(CHECK_RUN)/curve.png
 
 pytest: build
-	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --durations=40 $(PYTEST_ARGS)
 
 clean: ## remove what was built, not the virtual environment
 	rm -rf build dist *.egg-info fusedrnn/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -142,7 +142,7 @@ def test_unavailable_says_why_and_how_to_supply_it():
         load_corpus("timemachine")
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("no network in tests", "timemachine.txt", CORPORA["timemachine"].sha1, "FUSEDRNN_DATA", "--data"):
+    for part in ("no network in tests", "timemachine.txt", CORPORA["timemachine"].sha1, "FUSEDRNN_DATA", "cache"):
         assert part in message
 
 
