@@ -94,6 +94,11 @@ class Record:
                 for fields in kept["rows"]]  # fmt: skip
         return cls(rows, [Failure(**fields) for fields in kept.get("failures", [])])
 
+    @property
+    def problems(self) -> set[str]:
+        """Those that were tried."""
+        return {kept.problem for kept in (*self.rows, *self.failures)}
+
     def over(self, earlier: Record) -> Record:
         """Both; of the same key, this one's. A failure is forgotten once its row was measured."""
         rows = {row.key: row for row in (*earlier.rows, *self.rows)}

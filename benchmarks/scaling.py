@@ -6,15 +6,7 @@ python -m benchmarks.scaling --page writes benchmarks/SCALING.md
 The measurement. One process on one thread takes steps of the recipe's batch; two such processes take steps of twice the
 batch, each its half, and average their gradients by gloo. The second is of use as far as a step takes no longer.
 
-The model. A step computes for c seconds and then averages the gradients of P float32 parameters among n processes in a
-ring, which takes
-
-    t(n) = 2 (n - 1) a + 2 (n - 1) / n * 4 P / b
-
-seconds at a latency of a seconds and b bytes a second between neighbours (Patarasuk and Yuan, 2009,
-doi:10.1016/j.jpdc.2008.09.002). Each process keeps its batch, so that n of them read n times as many tokens a step, and
-each is of c / (c + t(n)) times the use it is alone (weak scaling). Nothing is taken to overlap: the gradient of a
-recurrent layer's weights is there when its whole loop is done.
+The model is SCALING.md's.
 """
 
 from __future__ import annotations
@@ -62,7 +54,7 @@ PROCESSES = (2, 8, 64)
 
 
 def seconds_of_averaging(parameters: int, processes: int, network: Network) -> float:
-    """t(n), see the module's docstring."""
+    """t(n) of SCALING.md."""
     share = 2 * (processes - 1) / processes
     return 2 * (processes - 1) * network.latency + share * 4 * parameters / network.bandwidth
 

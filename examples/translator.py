@@ -19,6 +19,8 @@ BLEU (up to pairs of words, as the course counts; Papineni et al., 2002; from sa
 import io
 import time
 import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +32,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader
 
 import fusedrnn
-from fusedrnn.lm import grad_clipping
+from fusedrnn.lm import Vocab, grad_clipping
 from fusedrnn.lm.corpus import find_corpus_file
+from fusedrnn.lm.text import UNKNOWN
 
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+PAD, BOS, EOS = 1, 2, 3  # numbers of <pad>, <bos>, <eos>
 LONGEST = 10
 SENTENCES = {
     "go .": "va !",
@@ -43,18 +46,15 @@ SENTENCES = {
 }
 
 
-class Words:
-    """Words that occur at least twice, and their numbers."""
+def vocabulary(sentences: Iterable[list[str]]) -> Vocab:
+    """Those that occur at least twice, after the four that stand for something else."""
+    counted = Counter(word for sentence in sentences for word in sentence)
+    return Vocab.of([UNKNOWN, "<pad>", "<bos>", "<eos>", *sorted(word for word in counted if counted[word] > 1)])
 
-    def __init__(self, sentences: list[list[str]]):
-        every = [word for sentence in sentences for word in sentence]
-        often = sorted({word for word in every if every.count(word) > 1})
-        self.words = [UNK, PAD, BOS, EOS, *often]
-        self.numbers = {word: number for number, word in enumerate(self.words)}
 
-    def encode(self, sentence: list[str]) -> torch.Tensor:
-        """With <eos>, at most LONGEST."""
-        return torch.tensor([self.numbers.get(word, 0) for word in (*sentence, EOS)][:LONGEST])
+def encode(vocab: Vocab, sentence: list[str]) -> torch.Tensor:
+    """With <eos>, at most LONGEST."""
+    return vocab.encode([*sentence, "<eos>"][:LONGEST])
 
 
 def load_pairs(num: int) -> list[tuple[list[str], list[str]]]:
@@ -80,7 +80,7 @@ class Batch:
 def collate(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
     columns = []
     for sentences in zip(*pairs, strict=True):
-        columns += [pad_sequence(list(sentences), padding_value=1), torch.tensor([len(s) for s in sentences])]
+        columns += [pad_sequence(list(sentences), padding_value=PAD), torch.tensor([len(s) for s in sentences])]
     return Batch(*columns)
 
 
@@ -115,7 +115,7 @@ class Translator(nn.Module):
     def loss(self, batch: Batch) -> torch.Tensor:
         """Nats of each place of the targets, zero beyond their ends: [B, T]."""
         context = self.encode(batch.source, batch.source_lengths)
-        first = torch.full_like(batch.target[:1], 2)  # <bos>
+        first = torch.full_like(batch.target[:1], BOS)
         scores, _ = self.decode(torch.cat([first, batch.target[:-1]]), context, context)
         nats = F.cross_entropy(scores.permute(1, 2, 0), batch.target.T, reduction="none")
         return sequence_mask(nats, batch.target_lengths)
@@ -146,7 +146,7 @@ def translate(model: Translator, source: torch.Tensor, width: int = 1, alpha: fl
     over length^alpha. A width of 1 is greedy."""
     model.eval()
     context = model.encode(source.unsqueeze(1), torch.tensor([len(source)]))
-    state, words, scores = context, torch.tensor([[2]]), torch.zeros(1)  # words [T, K], scores [K]
+    state, words, scores = context, torch.tensor([[BOS]]), torch.zeros(1)  # words [T, K], scores [K]
     ended: list[tuple[float, list[int]]] = []
     for length in range(1, LONGEST + 1):
         kept = len(scores)
@@ -155,9 +155,9 @@ def translate(model: Translator, source: torch.Tensor, width: int = 1, alpha: fl
         scores, places = reached.flatten().topk(width)
         parents, last = places // reached.shape[1], places % reached.shape[1]
         words, state = torch.cat([words[:, parents], last.unsqueeze(0)]), state[:, parents].contiguous()
-        over = (last == 3) | (length == LONGEST)
+        over = (last == EOS) | (length == LONGEST)
         for k in over.nonzero().flatten().tolist():
-            found = [word for word in words[1:, k].tolist() if word != 3]
+            found = [word for word in words[1:, k].tolist() if word != EOS]
             ended.append((scores[k].item() / length**alpha, found))
         words, state, scores = words[:, ~over], state[:, ~over].contiguous(), scores[~over]
         width -= int(over.sum())
@@ -176,18 +176,18 @@ def bleu(translation: str, reference: str) -> float:
 def main(quick: bool = False) -> dict:
     torch.manual_seed(0)
     pairs = load_pairs(600)
-    english, french = (Words([pair[side] for pair in pairs]) for side in (0, 1))
-    encoded = [(english.encode(source), french.encode(target)) for source, target in pairs]
-    model, start = Translator(len(english.words), len(french.words)), time.perf_counter()
+    english, french = (vocabulary(pair[side] for pair in pairs) for side in (0, 1))
+    encoded = [(encode(english, source), encode(french, target)) for source, target in pairs]
+    model, start = Translator(len(english), len(french)), time.perf_counter()
     history = train(model, encoded, 30 if quick else 300)
     print(f"{time.perf_counter() - start:.0f} s; {history[-1]:.3f} nats a word, {history[-1] / LONGEST:.4f} by the "
           f"course's count")  # fmt: skip
     found: dict = {"loss": history[-1] / LONGEST, "history": history}
     for sentence, reference in SENTENCES.items():
-        told, source = [], english.encode(sentence.split())
+        told, source = [], encode(english, sentence.split())
         for name, width in (("greedy", 1), ("beam", 3)):
             numbers, score = translate(model, source, width)
-            translation = " ".join(french.words[number] for number in numbers)
+            translation = " ".join(french.to_tokens(numbers))
             found[sentence, name] = (translation, bleu(translation, reference), score)
             told.append(f"{name}: {translation} (BLEU {found[sentence, name][1]:.2f})")
         print(f"{sentence} => {'; '.join(told)}")

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpora import with_corpora
 from torch import nn
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "command")
-
-with_corpora = pytest.mark.skipif(
-    not Path(os.environ.get("FUSEDRNN_DATA", ""), "timemachine.txt").is_file(),
-    reason="FUSEDRNN_DATA names no folder that holds timemachine.txt",
-)
 
 
 @pytest.fixture

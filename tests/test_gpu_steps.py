@@ -62,10 +62,10 @@ def test_rows_are_kept_shown_and_not_measured_again(place, capsys):
 def test_a_step_that_cannot_be_captured_costs_its_row_and_the_process(place, monkeypatch):
     measure = steps.measure
 
-    def refused(problem):
+    def refused(problem, budget):
         if problem.graph:
             raise ConfigError("the step cannot be captured: no; train with --no-graph")
-        return measure(problem)
+        return measure(problem, budget)
 
     monkeypatch.setattr(steps, "measure", refused)
     assert stages.measure_steps(place, soon()) == stages.FATAL

@@ -1,9 +1,7 @@
 """The model of training by many processes."""
 
-import os
-from pathlib import Path
-
 import pytest
+from corpora import with_corpora
 
 from benchmarks.scaling import Network, Steps, efficiency, measured, most_processes, seconds_of_averaging, section
 
@@ -34,10 +32,7 @@ def test_a_section_tells_what_was_measured_and_what_is_modelled():
     assert lines[8].startswith("| 1 Gbit/s Ethernet | 66% | 52% | ")
 
 
-@pytest.mark.skipif(
-    not Path(os.environ.get("FUSEDRNN_DATA", ""), "timemachine.txt").is_file(),
-    reason="FUSEDRNN_DATA names no folder that holds timemachine.txt",
-)
+@with_corpora
 def test_two_processes_are_measured_here():
     found = measured("d2l-rnn", 2, processes=2)
     assert found.processes == 2 and found.parameters > 70_000

@@ -126,18 +126,16 @@ def bury(place: Place, stage: str) -> None:
 
 def measure_cudnn(place: Place, deadline: float) -> int:
     """torch.nn alone, on what was not measured before."""
-    known = place.rows("cudnn")
-    done = {row.problem for row in known.rows} | {failure.problem for failure in known.failures}
+    done = place.rows("cudnn").problems
     queue = [problem for problem in plan.grid() if str(problem) not in done]
     return _measure_layers(place, "cudnn", queue, lambda problem: [grid.TORCH], deadline)
 
 
 def measure_fusedrnn(place: Place, deadline: float) -> int:
     """Our backends beside torch.nn: first what this stage has no row of, then what it lost, then all else."""
-    this_run, known = Record.load(place.file("fusedrnn")), place.rows("fusedrnn")
+    done, known = Record.load(place.file("fusedrnn")).problems, place.rows("fusedrnn")
     rows = {row.problem: row for row in known.rows if row.side == "auto" and row.clock == "events"}
     lost = {name for name, row in rows.items() if row.ratio is not None and row.ratio.median < 1}
-    done = {row.problem for row in this_run.rows} | {failure.problem for failure in this_run.failures}
     queue = [problem for problem in plan.grid() if str(problem) not in done]
     queue.sort(key=lambda problem: (str(problem) in rows, str(problem) not in lost))
     return _measure_layers(place, "fusedrnn", queue, lambda p: [grid.TORCH, *grid.our_sides(p)], deadline)
@@ -155,11 +153,10 @@ def _measure_layers(place: Place, stage: str, queue, sides_of, deadline: float) 
 
 def measure_steps(place: Place, deadline: float) -> int:
     """Whole training steps, those first that were not measured before."""
-    this_run, known = Record.load(place.file("steps")), place.rows("steps")
-    done = {kept.problem for kept in (*this_run.rows, *this_run.failures)}
+    done, known = Record.load(place.file("steps")).problems, {row.problem for row in place.rows("steps").rows}
     queue = [problem for problem in steps.problems() if str(problem) not in done]
-    queue.sort(key=lambda problem: str(problem) in {row.problem for row in known.rows})
-    tasks = [Task(p, p.sides, steps.seconds(p), functools.partial(steps.measure, p)) for p in queue]
+    queue.sort(key=lambda problem: str(problem) in known)
+    tasks = [Task(p, p.sides, steps.SECONDS, functools.partial(steps.measure, p, steps.BUDGET)) for p in queue]
     return _measure_rows(place, "steps", tasks, deadline)
 
 

@@ -20,6 +20,7 @@ from fusedrnn.lm.corpus import Corpus
 
 ROUNDING = {"tf32": 2**-11, "bf16": 2**-8, "ieee": 1e-6}  # of a loss near 1; the unit roundoff, of float32 some of them
 BUDGET = 2.0  # seconds of timing
+SECONDS = 2.0 + BUDGET  # a guess at what a problem takes: kernels compiled, the gate, the timing
 AIMED_AT = 10.0  # times torch.nn's steps, launched one by one
 
 
@@ -48,18 +49,13 @@ def problems() -> list[Problem]:
     return [Problem(*model, precision, graph) for precision, model in of_models for graph in (True, False)]
 
 
-def seconds(problem: Problem) -> float:
-    """A guess at what measuring takes: kernels compiled, the gate, the timing."""
-    return 2.0 + BUDGET
-
-
 def text() -> Corpus:
     """Random letters, the same everywhere."""
     letters = random.Random(0).choices(string.ascii_lowercase + " ", k=12_000)
     return Corpus("random letters", "".join(letters).encode(), "course", 0)
 
 
-def measure(problem: Problem, budget: float = BUDGET) -> Record:
+def measure(problem: Problem, budget: float) -> Record:
     """A row for each side. Raises GateError, and ConfigError where a step cannot be captured."""
     record, corpus = Record(), text()
     with grid.float32_precision(problem.precision):

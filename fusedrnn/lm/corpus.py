@@ -144,11 +144,12 @@ def find_corpus_file(name: str, path: str | Path | None = None) -> bytes:
     if path is not None:
         explicit = Path(path)
         return _read_checked(name, explicit / entry.file if explicit.is_dir() else explicit)
-    folders = [Path(os.environ["FUSEDRNN_DATA"])] if os.environ.get("FUSEDRNN_DATA") else []
-    for folder in (*folders, cache_folder()):
+    given = [Path(os.environ["FUSEDRNN_DATA"])] if os.environ.get("FUSEDRNN_DATA") else []
+    folders = [*given, cache_folder()]
+    for folder in folders:
         if (folder / entry.file).exists():
             return _read_checked(name, folder / entry.file)
-    return _download(name, cache_folder() / entry.file)
+    return _download(name, folders)
 
 
 def cache_folder() -> Path:
@@ -158,9 +159,12 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("fusedrnn", appauthor=False)
 
 
-def _download(name: str, destination: Path) -> bytes:
-    """Fetch from the first address that serves the right bytes; leave a copy at destination if it can be written."""
+def _download(name: str, folders: list[Path]) -> bytes:
+    """Fetch from the first address that serves the right bytes what is in none of the folders; leave a copy in the last
+    if it can be written.
+    """
     entry = CORPORA[name]
+    destination = folders[-1] / entry.file
     failures, wrong = [], []
     for url in entry.urls:
         try:
@@ -180,10 +184,9 @@ def _download(name: str, destination: Path) -> bytes:
         return data
     if wrong:
         raise CorpusError("; ".join(wrong))
-    given = os.environ.get("FUSEDRNN_DATA")
-    looked = f"$FUSEDRNN_DATA ({given}), nor " if given else ""
+    looked = " nor in ".join(map(str, folders))
     raise CorpusUnavailable(
-        f"corpus {name!r} could not be had: it is not in {looked}{destination.parent}, and not to be downloaded "
+        f"corpus {name!r} could not be had: it is not in {looked}, and not to be downloaded "
         f"({'; '.join(failures)}); to supply it, put {entry.file} (sha1 {entry.sha1}) into a folder and set "
         "FUSEDRNN_DATA to it"
     )
