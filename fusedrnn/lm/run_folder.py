@@ -241,8 +241,9 @@ def read_history(path: str | Path) -> list[Epoch]:
     file = Path(path) / "metrics.csv"
     numbers: dict[str, Any] = {"epoch": int, "validation_loss": _or_none, "validation_perplexity": _or_none}
     names = [field.name for field in dataclasses.fields(Epoch)]
+    data = _read(file)
     try:
-        rows = list(csv.DictReader(_read(file).decode().splitlines()))
+        rows = list(csv.DictReader(data.decode().splitlines()))
         history = [Epoch(**{name: numbers.get(name, float)(row[name]) for name in names}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{file}: not the metrics of a run: {error}") from None
