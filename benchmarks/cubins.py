@@ -1,7 +1,10 @@
 """The CUDA kernels (csrc/cuda) compiled ahead of time: what they use, what a step issues, how long that should take.
 
 python -m benchmarks.cubins [SM ...]   every kernel for 80, 86, 89 and 100, or the GPUs named; status 1 for a fault
+python -m benchmarks.cubins --record   the same for 90a, and what was found into benchmarks/results/cubins.json
 python -m benchmarks.cubins --steps    a Markdown table of a step of inference, and of backward, on an H200
+
+The record is of these sources and of this compiler: tests take what it says, and compile some kernels again.
 
 Expected is the longest of three. Issuing: the instructions of a step in the machine code, on four schedulers, and the
 barrier. Memory: what warps read from shared memory, of the weights and of the state. The chain: reading the state,
@@ -11,21 +14,28 @@ products that wait for each other, gates, writing the state, the barrier.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.aot import tool
 from benchmarks.gpu.library import KERNELS, NVCC
 from benchmarks.loops import BARRIER, CLOCK, SCHEDULERS, instructions, loops_of
+from benchmarks.record import RESULTS
+from fusedrnn.lm.files import write_atomically
 
 WAYS = ("forward", "backward")
 REGISTERS = 65536  # of a multiprocessor
+COUNTED = ("BAR", "FFMA", "HMMA", "LDGSTS", "LDS", "LDSM", "MUFU", "STAS", "SYNCS")  # instructions; others together
+RECORD = RESULTS / "cubins.json"
 OF_GATES = 100  # multiplications and additions of the gates of a thread, at most
 CUT_FOR = "90"  # elsewhere a spill is told and no fault
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
@@ -33,14 +43,15 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 _NAME = re.compile(
     r"(?P<way>Forward|Backward)PlanI\w*?CellE(?P<cell>\d)E"
     r"(?P<kind>13__nv_bfloat16|6__half|NS0_4Tf32E|NS0_4IeeeILi(?P<rows>\d)EEE)"
-    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<resident>\d+)E(?:Li(?P<inputs>\d+)E)?Li\d+E+(?:Lb(?P<plain>[01]))?"
+    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<resident>\d+)E(?:Li(?P<inputs>\d+)E(?=Li\d+ELi))?Li(?P<ctas>\d+)ELi\d+E+"
+    r"(?:Lb(?P<plain>[01]))?"
 )
 _USED = re.compile(
     r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.DOTALL
 )
 
 # Cycles of the H100, published but for the last two, which are guesses; bytes a cycle from shared memory.
-MATRIX, SHARED, SPECIAL, ARITHMETIC = 24, 30, 20, 5
+MATRIX, SHARED, REMOTE, SPECIAL, ARITHMETIC = 24, 30, 200, 20, 5
 SHARED_BYTES = 128
 CHAINS = {  # of the gates of a cell: operations of the arithmetic and of the special units that wait for each other
     ("forward", "rnn_tanh"): (2, 1),
@@ -57,10 +68,11 @@ class Kernel(NamedTuple):
     cell: str
     element: str  # bf16, f16, tf32, ieee
     rows: int  # of the batch, that a CTA takes
-    hidden: int
+    hidden: int  # of a CTA
     warps: int
     resident: int
     inputs: int  # of x, multiplied in the loop
+    ctas: int  # of a cluster
     plain: bool
     registers: int
     stack: int
@@ -71,7 +83,19 @@ class Kernel(NamedTuple):
         kind = "plain" if self.plain else "any"
         inputs = f", {self.inputs} inputs" if self.inputs else ""
         rows = f", {self.rows} row{'s' * (self.rows > 1)}" if self.element == "ieee" else ""
-        return f"{self.cell} {self.element} {self.hidden} {self.way}{inputs} {kind}{rows}, {self.warps} warps"
+        units = f"{self.units} by {self.ctas} CTAs" if self.ctas > 1 else f"{self.units}"
+        return f"{self.cell} {self.element} {units} {self.way}{inputs} {kind}{rows}, {self.warps} warps"
+
+    @property
+    def units(self) -> int:
+        return self.hidden * self.ctas
+
+    @property
+    def parts(self) -> int:
+        """Warps that share rows of weights."""
+        if self.element == "ieee" or self.way == "backward":
+            return 1
+        return max(1, self.warps * (8 if self.cell == "lstm" else 16) // self.hidden)
 
     @property
     def issued(self) -> int:
@@ -89,23 +113,58 @@ class Kernel(NamedTuple):
 
     @property
     def rows_of_weights(self) -> int:
-        """Those of a thread, of a warp for tensor cores: it has all gates of some units, backward only units."""
+        """Those of a thread, of a warp for tensor cores: it has all gates of some units, backward only units, in a
+        cluster those of all its CTAs."""
         gates = GATES[self.cell] if self.way == "forward" else 1
         if self.element == "ieee":
             return gates * (1 if gates > 1 else 4)
-        return gates * self.hidden // (self.warps * 16)
+        return gates * (self.hidden if self.way == "forward" else self.units) * self.parts // (self.warps * 16)
 
     @property
     def depth(self) -> int:
         """Products along a row of weights: of 4 numbers of each of the lanes that share it, or of 32 bytes."""
         of_one = 32 * 4 * 4 if self.element == "ieee" else 16 * 32
-        return self.weights(self.hidden) // (self.warps * self.rows_of_weights * of_one)
+        return self.weights(self.units) // (self.warps * self.rows_of_weights * of_one)
+
+
+class Record(NamedTuple):
+    """What kernels were found to be, of which sources and by which compiler."""
+
+    sources: str
+    compiler: str
+    kernels: list[Kernel]
+
+    def write(self) -> None:
+        rows = (json.dumps([*kernel[:-1], dict(sorted(kernel.step.items()))]) for kernel in self.kernels)
+        head = f'{{\n"sources": "{self.sources}",\n"compiler": "{self.compiler}",\n"kernels": [\n'
+        write_atomically(RECORD, (head + ",\n".join(rows) + "\n]\n}\n").encode())
+
+    @classmethod
+    def read(cls) -> Record:
+        found = json.loads(RECORD.read_bytes())
+        kernels = [Kernel(*row[:-1], Counter(row[-1])) for row in found["kernels"]]
+        return cls(found["sources"], found["compiler"], kernels)
+
+
+def sources() -> str:
+    """A sum over all that is compiled, and how."""
+    digest = hashlib.sha256(" ".join(map(str, (*NVCC[:-1], *COUNTED))).encode())
+    shared = (KERNELS.parent / name for name in ("cells.h", "shape.h"))
+    for file in sorted((*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *shared), key=lambda file: file.name):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def compiler() -> str:
+    """nvcc's version."""
+    told = subprocess.run([NVCC[0], "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"V([\d.]+)", told)[0]
 
 
 def faults(kernel: Kernel) -> list[str]:
     """What is not as it was planned."""
     found, step = [], kernel.step
-    planned = kernel.products(kernel.hidden + kernel.inputs)
+    planned = kernel.products(kernel.units + kernel.inputs)
     if kernel.stack or kernel.spilled:
         found.append(f"spills {kernel.spilled} bytes, a stack of {kernel.stack}")
     if kernel.registers * 32 * kernel.warps > REGISTERS:
@@ -138,18 +197,50 @@ def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> K
     assert is_of, name
     code = instructions(text)
     loops = ([of.split(".")[0] for at, of, _ in code if loop.first <= at <= loop.last] for loop in loops_of(code))
-    step = max(map(Counter, loops), key=lambda loop: loop["HMMA"] + loop["FFMA"])
+    every = max(map(Counter, loops), key=lambda loop: loop["HMMA"] + loop["FFMA"])
+    step = Counter({name: count for name, count in every.items() if name in COUNTED})
+    step["others"] = every.total() - step.total()
     element = {"13__nv_bfloat16": "bf16", "6__half": "f16", "NS0_4Tf32E": "tf32"}.get(is_of["kind"], "ieee")
     rows = int(is_of["rows"] or 8)
-    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "resident", "inputs"))
+    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "resident", "inputs", "ctas"))
     cell = CELLS[int(is_of["cell"])]
     return Kernel(
         is_of["way"].lower(), cell, element, rows, *sizes, is_of["plain"] != "0", registers, stack, spilled, step
     )
 
 
+PLANS = """
+#include "cluster_backward.cuh"
+#include "cluster_forward.cuh"
+
+namespace fusedrnn::cuda {
+
+#define FORWARD(kernel, plain, ...) \\
+  template __global__ void kernel<ForwardPlan<__VA_ARGS__>, plain>(const Forward<ForwardPlan<__VA_ARGS__>::Element>)
+#define BACKWARD(kernel, plain, ...) \\
+  template __global__ void kernel<BackwardPlan<__VA_ARGS__>, plain>(const Backward<BackwardPlan<__VA_ARGS__>::Element>)
+"""
+
+
+def _plan(k: Kernel) -> str:
+    """The arguments of its ForwardPlan or BackwardPlan."""
+    kind = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "Tf32", "ieee": f"Ieee<{k.rows}>"}[k.element]
+    inputs = [k.inputs] if k.way == "forward" else []
+    return ", ".join(map(str, (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.resident, *inputs, k.ctas)))
+
+
+def some(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
+    """These kernels, compiled."""
+    source, lines = folder / "some.cu", []
+    for k in kernels:
+        name = f"cluster_{k.way}_kernel" if k.ctas > 1 else f"{k.way}_kernel"
+        lines.append(f"{k.way.upper()}({name}, {str(k.plain).lower()}, {_plan(k)});\n")
+    source.write_text(PLANS + "".join(lines) + "}  // namespace fusedrnn::cuda\n")
+    return compiled(source, sm, folder)
+
+
 INFERENCE = """
-#include "forward.cuh"
+#include "cluster_forward.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -158,20 +249,22 @@ __global__ void __launch_bounds__(P::threads, 1) inference_kernel(const Forward<
   FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
   auto f = given;
   f.saved = nullptr, f.cells = nullptr;
-  ForwardLoop<P, true>(f, shared).run();
+  if constexpr (P::ctas > 1) {
+    ClusterForwardLoop<P, true>(f, shared, arch::cluster_rank()).run();
+  } else {
+    ForwardLoop<P, true>(f, shared).run();
+  }
 }
 
 #define PLAN(...) \\
   template __global__ void inference_kernel<ForwardPlan<__VA_ARGS__>>(const Forward<ForwardPlan<__VA_ARGS__>::Element>)
 """
-_KINDS = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "Tf32", "ieee": "Ieee<{rows}>"}
 
 
 def inference(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
     """The forward kernels of plain layers, as they are where nothing is saved."""
     source = folder / "inference.cu"
-    sizes = ((k, ", ".join(map(str, (k.hidden, k.warps, k.resident, k.inputs)))) for k in kernels)
-    plans = (f"PLAN(Cell::{k.cell}, {_KINDS[k.element].format(rows=k.rows)}, {of});\n" for k, of in sizes)
+    plans = (f"PLAN({_plan(k)});\n" for k in kernels)
     source.write_text(INFERENCE + "".join(plans) + "}  // namespace fusedrnn::cuda\n")
     return compiled(source, sm, folder)
 
@@ -180,7 +273,7 @@ def cycles(kernel: Kernel) -> tuple[float, float, float]:
     """Of issuing a step, of its reads from shared memory, and of its chain."""
     depth, ieee = kernel.depth, kernel.element == "ieee"
     issue = kernel.issued * kernel.warps / SCHEDULERS + BARRIER
-    from_shared = kernel.weights(kernel.hidden) * max(0, depth - kernel.resident) / depth
+    from_shared = kernel.weights(kernel.units) * max(0, depth - kernel.resident) / depth
     from_shared += kernel.weights(kernel.inputs)
     of_state = kernel.warps * depth * (kernel.rows if ieee else 2)  # a read is one cycle; by ldmatrix of two, four
     if ieee:
@@ -193,6 +286,8 @@ def cycles(kernel: Kernel) -> tuple[float, float, float]:
     exact = 1 if kernel.element == "bf16" else 2  # exp2 and a reciprocal for each
     gates = arithmetic * ARITHMETIC + exact * special * SPECIAL
     chain = SHARED + products + gates + SHARED + BARRIER
+    if kernel.ctas > 1:
+        chain += REMOTE + (2 * SHARED if kernel.parts > 1 or kernel.way == "backward" else 0)
     return issue, from_shared / SHARED_BYTES + of_state, chain
 
 
@@ -213,37 +308,46 @@ def print_steps() -> None:
     print("| measured |\n" + "| --- " * 8 + "|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        forward, backward = (compiled(KERNELS / f"{way}.cu", "90a", folder) for way in WAYS)
+        forward, backward = _both_ways("90a", folder)
         wanted = [k for k in forward if k.plain and k.element != "f16"]
         shown = [*inference(wanted, "90a", folder), *(k for k in backward if k.plain)]
     for kernel in sorted(
-        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.hidden, k.rows)
+        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.units, k.rows)
     ):
         if kernel.element != "f16":
             print(row(kernel))
 
 
+def _both_ways(sm: str, folder: Path) -> Iterable[list[Kernel]]:
+    with ThreadPoolExecutor(len(WAYS)) as pool:
+        yield from pool.map(lambda way: compiled(KERNELS / f"{way}.cu", sm, folder), WAYS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__.partition("\n")[0])
     parser.add_argument("gpus", nargs="*", metavar="SM", default=["80", "86", "89", "100"], help="80, 90a, ...")
+    parser.add_argument("--record", action="store_true", help="of 90a: what was found, for the tests")
     parser.add_argument("--steps", action="store_true", help="print what a step issues and should take")
     given = parser.parse_args(arguments)
+    if given.record:
+        given.gpus = ["90a"]
     if given.steps:
         print_steps()
         return 0
-    count, at_fault = 0, 0
+    every, at_fault = [], 0
     with tempfile.TemporaryDirectory() as folder:
         for sm in given.gpus:
-            for way in WAYS:
-                kernels = compiled(KERNELS / f"{way}.cu", sm, Path(folder))
-                count += len(kernels)
+            for kernels in _both_ways(sm, Path(folder)):
+                every += kernels
                 for kernel in kernels:
                     found = faults(kernel)
                     spills = [what for what in found if what.startswith("spills")]
                     at_fault += bool(found) if sm.startswith(CUT_FOR) else len(found) > len(spills)
                     if found:
                         print(f"sm_{sm} {kernel}: {'; '.join(found)}", flush=True)
-    print(f"{count} CUDA kernels for sm_{', sm_'.join(given.gpus)}, {at_fault} of them at fault")
+    if given.record:
+        Record(sources(), compiler(), every).write()
+    print(f"{len(every)} CUDA kernels for sm_{', sm_'.join(given.gpus)}, {at_fault} of them at fault")
     return 1 if at_fault else 0
 
 

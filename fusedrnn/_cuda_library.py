@@ -16,12 +16,13 @@ import torch
 
 from fusedrnn._elf import is_cut_off
 
-_INTERFACE = 1  # as interface_number in csrc/cuda/kernels.cuh
+_INTERFACE = 2  # as interface_number in csrc/cuda/kernels.cuh
 _FUNCTIONS = {
-    "forward": (ctypes.c_char_p, 7),
-    "backward": (ctypes.c_char_p, 7),
-    "forward_hidden": (ctypes.c_int64, 5),
-    "backward_hidden": (ctypes.c_int64, 5),
+    "forward": (ctypes.c_char_p, 8),
+    "backward": (ctypes.c_char_p, 8),
+    "forward_hidden": (ctypes.c_int64, 6),
+    "backward_hidden": (ctypes.c_int64, 6),
+    "ctas": (ctypes.c_int64, 0),
     "missing": (ctypes.c_char_p, 0),
     "interface": (ctypes.c_int64, 0),
     "on_host": (ctypes.c_int64, 0),

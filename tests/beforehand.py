@@ -1,12 +1,12 @@
-"""What takes minutes and tests ask for: the CUDA kernels built by g++ for the CPU and by nvcc for Hopper, and the
-Triton kernels run by Triton's interpreter.
+"""What takes minutes and tests ask for: the CUDA kernels built by g++ for the CPU, and the Triton kernels run by its
+interpreter.
 
 conftest.py begins it when the tests have been collected, once for all workers, in a process of its own:
 python tests/beforehand.py FOLDER KIND...
 """
 
 import os
-import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def missing() -> str:
 
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("exchange", "grid", "layer", "matrix")
+PROGRAMS = ("cluster", "exchange", "grid", "layer", "matrix")
 MICRO = ROOT / "benchmarks/gpu/micro"
 KERNELS = ROOT / "csrc/cuda"
 FOLDERS = (KERNELS / "host", KERNELS, MICRO)
@@ -36,8 +36,9 @@ FLAGS = ["-std=c++20", "-pthread", "-fno-strict-aliasing", "-DFUSEDRNN_SM=90", *
 
 @dataclass(frozen=True)
 class Mistake:
-    """One made in a kernel: in its header `before`, at its place number `place`, is replaced by `after`; or one that
-    another has made already, shown by these cases too."""
+    """One made in a kernel when its program is told so: in its header the statements or the expression `before`, at its
+    place number `place`, or at all of them, are replaced by `after`; or one that the one before it has made already,
+    shown by these cases too."""
 
     name: str
     cases: str  # those whose names contain it run this kernel
@@ -45,16 +46,7 @@ class Mistake:
     before: str
     after: str
     found: str  # what is said, a pattern
-    place: int = 0
-
-    def make(self, folder: Path) -> None:
-        if not self.header:
-            return
-        header = next(folder.rglob(self.header))
-        parts = header.read_text(encoding="utf-8").split(self.before)
-        assert len(parts) > self.place + 1, f"{self.header} has no {self.before}"
-        first, rest = self.before.join(parts[: self.place + 1]), self.before.join(parts[self.place + 1 :])
-        header.write_text(first + self.after + rest, encoding="utf-8")
+    place: int | None = 0
 
 
 WRONG, STUCK, EARLY = r"\d+ wrong values", "nobody can go on", "still under way"
@@ -63,81 +55,115 @@ OUTSIDE = f"{WRONG}|outside of shared memory"
 EXCHANGE, GRID, MATRIX, MEMORY = "exchange.cuh", "grid.cuh", "matrix.cuh", "memory.cuh"
 WAIT = "patience.wait([&] { return try_wait<scope>(barrier, step >> 1 & 1); });"
 ARM_ALL, ARM_ONE = (f"if (threadIdx.x == 0) arch::arrive_expecting(barrier, {n}bytes);" for n in ("n * ", ""))
-LAST_BARRIER = "watch.stop(report);\n  arch::cluster_barrier();"
-EXPECT = "arch::arrive_expecting(barrier, bytes);\n      arch::copy_bulk"
-LAST_SYNC = "    }\n    __syncthreads();\n  }\n  watch.stop(report);\n  if (wrong)"
-NO_LAST_SYNC = LAST_SYNC.replace("__syncthreads();", "")
-ROWS, SWAPPED_ROWS = (f"r = row + g + j {row} 2 * 8, c = k + 2 * t + j {column} 2 * 8" for row, column in ("%/", "/%"))
-STRIDES = "2 * tile, 2 * tile * (kDepth / 8)"
+BARRIER, EXPECT = "__syncthreads();", "arch::arrive_expecting(barrier, bytes);"
+ENDING, UNRELEASED = (f"watch.stop(report);\n  arch::cluster_barrier{how}();" for how in ("", "_without_release"))
+FRAGMENT = "f[j] = two_bf16(a_of(r, c), a_of(r, c + 1));"
+TILES = "arch::describe_tiles(start + 2 * 2 * tile * k, 2 * tile, 2 * tile * (kDepth / 8))"
+SWAPPED_TILES = "arch::describe_tiles(start + 2 * 2 * tile * k, 2 * tile * (kDepth / 8), 2 * tile)"
 
-LOOP_END = "arch::wait_for_copies_but<under_way>();\n      __syncthreads();"
-START_END = "arch::wait_for_copies_but<under_way>();\n    __syncthreads();"
-ZEROS = "= {0, 0, 0, 0};\n      __syncthreads();"
-STAGED, BEFORE_COPY = "lstm in both", "__syncthreads();\n      copy"
-COPIED = "arch::wait_for_copies();\n      __syncthreads();"
-BIAS_BARRIER = "    __syncthreads();\n    for (int k = threadIdx.x; k < P::blocks"
+INPUTS = "arch::wait_for_copies_but<under_way>();"
+LOOP_END, START_END = (f"{INPUTS}\n{indent}{BARRIER}" for indent in (" " * 6, " " * 4))
+BUFFER, RESULTS, STAGE = "step % 2 * operand_buffer", "step % 2 * out_buffer", "step % stages * ring_stage"
+CLUSTER, FORWARD_BY_CLUSTERS, BACKWARD_BY_CLUSTERS = "cluster.cuh", "cluster_forward.cuh", "cluster_backward.cuh"
+EXPECT_WAVE = "if (threadIdx.x == 0) expect(step, wave);"
+EXPECT_SLOTS = "if (threadIdx.x == 0) arch::arrive_expecting(barrier(step), buffer);"
+WAIT_FOR_SLOTS = "wait_for(barrier(step), (step - 1) >> 1 & 1);"
+ANNOUNCED = "if (threadIdx.x % 32 == 0) arch::arrive(barrier(step, 0));"
+ASTRAY = f"{WRONG}|more arrivals than"
+STAGED, COPIED = "lstm in both", f"arch::wait_for_copies();\n      {BARRIER}"
 
 
-def in_both(name: str, before: str, after: str, headers=("forward.cuh", "backward.cuh")) -> tuple[str, list[Mistake]]:
+def in_both(name: str, before: str, after: str, headers=("forward.cuh", "backward.cuh")) -> list[Mistake]:
     """Made in the time loops forward and backward."""
     ways = zip(("forward", "backward"), headers, strict=True)
-    return "lstm", [Mistake(f"{name} {way}", f"lstm {way}", header, before, after, WRONG) for way, header in ways]
+    return [Mistake(f"{name} {way}", f"lstm {way}", header, before, after, WRONG) for way, header in ways]
 
 
-# Those of one line are made in the same program, each in another kernel.
-MADE_TOGETHER = [
-    ("exchange", [
+MISTAKES = {  # of a program
+    "exchange": [
         Mistake("no wait", "exchange by 16", EXCHANGE, WAIT, "", "more arrivals than"),
+        Mistake("one parity", "exchange by 16", EXCHANGE, WAIT, WAIT.replace("step >> 1 & 1", "0"),
+                "more arrivals than"),
         Mistake("ring not armed again", "ring by", EXCHANGE, ARM_ONE, "", STUCK),
-        Mistake("stores not released", "posted stores", EXCHANGE, "arch::cluster_barrier();\n  for (int k",
-                "arch::cluster_barrier_without_release();\n  for (int k", f"{WRONG}|{ENDED}"),
-    ]),
-    ("exchange", [
-        Mistake("one parity", "exchange by 16", EXCHANGE, "step >> 1 & 1", "0", "more arrivals than"),
-        Mistake("CTA ends early", "ring by the copy engine", EXCHANGE, LAST_BARRIER, "watch.stop(report);", ENDED, 1),
-    ]),
-    in_both("no barrier", LOOP_END, LOOP_END.replace("__syncthreads();", "")),
-    in_both("no wait for inputs", LOOP_END, "__syncthreads();"),
-    in_both("no barrier at the start", START_END, START_END.replace("__syncthreads();", "")),
-    in_both("no wait for inputs at the start", START_END, "__syncthreads();"),
-    in_both("one buffer between steps", "% 2 * P::operand_buffer", "* 0", ("loop.cuh", "")),
-    in_both("one buffer of results", "% 2 * P::out_buffer", "* 0", ("loop.cuh", "")),
-    in_both("a stage too few", "% P::stages * P::ring_stage", "% (P::stages - 1) * P::ring_stage", ("loop.cuh", "")),
-    ("lstm", [Mistake("weights staged over others", STAGED, "staging.cuh", BEFORE_COPY, "copy", WRONG)]),
-    ("lstm", [Mistake("staged weights not waited for", STAGED, "staging.cuh", COPIED, COPIED[26:], WRONG)]),
-    ("lstm", [Mistake("no barrier after staging", STAGED, "staging.cuh", COPIED, COPIED[:24], WRONG)]),
-    ("lstm", [Mistake("inputs over staged weights", STAGED, "staging.cuh", "__syncthreads();\n  }", "}", WRONG)]),
-    ("lstm", [
-        Mistake("biases summed early", "lstm backward", "backward.cuh", BIAS_BARRIER, BIAS_BARRIER[21:], WRONG),
-        Mistake("x not waited for", "lstm with x", "forward.cuh", "(concat ? 3 : 2)", "2", WRONG),
-    ]),
-    ("lstm", [Mistake("zeros over x", "lstm with x", "forward.cuh", ZEROS, ZEROS[: ZEROS.index("__")], WRONG)]),
-    ("exchange", [Mistake("two inboxes", "exchange by 8", EXCHANGE, "kInboxes = 3", "kInboxes = 2", WRONG)]),
-    ("exchange", [
+        Mistake("stores not released", "posted stores", EXCHANGE, ENDING, UNRELEASED, f"{WRONG}|{ENDED}", 2),
+        Mistake("CTA ends early", "ring by the copy engine", EXCHANGE, ENDING, "watch.stop(report);", ENDED, 1),
+        Mistake("two inboxes", "exchange by 8", EXCHANGE, "turn + 1 < kInboxes", "turn + 1 < kInboxes - 1", WRONG),
         Mistake("armed for fewer", "exchange by 4", EXCHANGE, ARM_ALL, ARM_ALL.replace("n *", "(n - 1) *"), EARLY),
-    ]),
-    ("grid", [
+    ],
+    "lstm": [
+        *in_both("no barrier", LOOP_END, INPUTS),
+        *in_both("no wait for inputs", LOOP_END, BARRIER),
+        *in_both("no barrier at the start", START_END, INPUTS),
+        *in_both("no wait for inputs at the start", START_END, BARRIER),
+        *in_both("one buffer between steps", BUFFER, "0", ("plan.cuh", "")),
+        *in_both("one buffer of results", RESULTS, "0", ("plan.cuh", "")),
+        *in_both("a stage too few", STAGE, STAGE.replace("stages", "(stages - 1)"), ("plan.cuh", "")),
+        Mistake("weights staged over others", STAGED, "staging.cuh", BARRIER, "", WRONG),
+        Mistake("staged weights not waited for", STAGED, "staging.cuh", COPIED, BARRIER, WRONG),
+        Mistake("no barrier after staging", STAGED, "staging.cuh", COPIED, "arch::wait_for_copies();", WRONG),
+        Mistake("inputs over staged weights", STAGED, "staging.cuh", BARRIER, "", WRONG, 2),
+        Mistake("biases summed early", "lstm backward", "backward.cuh", BARRIER, "", WRONG, 2),
+        Mistake("x not waited for", "lstm with x", "forward.cuh", LOOP_END,
+                LOOP_END.replace("under_way", "under_way + 1"), WRONG),
+        Mistake("zeros over x", "lstm with x", "forward.cuh", BARRIER, "", WRONG, 1),
+    ],
+    "cluster": [
+        Mistake("no wait for a wave", "forward", FORWARD_BY_CLUSTERS, "exchange_.wait(step, wave);", "", ASTRAY),
+        Mistake("a wave not armed again", "forward", CLUSTER, EXPECT_WAVE, "", STUCK),
+        Mistake("a wave armed for fewer", "forward", CLUSTER, "peers * P::columns * slice",
+                "peers * P::columns * slice / 2", f"{EARLY}|{ASTRAY}"),
+        Mistake("pushed before it is written", "forward", CLUSTER, "__syncwarp();", "", WRONG),
+        Mistake("own slice not announced", "forward", CLUSTER, ANNOUNCED, "", STUCK),
+        Mistake("one buffer for all steps", "forward", "plan.cuh", BUFFER, "0", WRONG),
+        Mistake("sums not waited for", "parts", FORWARD_BY_CLUSTERS, BARRIER, "", WRONG, 1),
+        Mistake("slots not waited for", "backward", CLUSTER, WAIT_FOR_SLOTS, "", ASTRAY),
+        Mistake("slots not armed again", "backward", CLUSTER, EXPECT_SLOTS, "", STUCK),
+        Mistake("one buffer of slots", "backward", CLUSTER, "step % 2 * buffer", "0", WRONG, None),
+        Mistake("gates not waited for", "backward", BACKWARD_BY_CLUSTERS, BARRIER, "", WRONG),
+    ],
+    "grid": [
         Mistake("one CTA too many", "grid barrier", GRID, "(i + 1) * gridDim.x", "(i + 1) * gridDim.x + 1", STUCK),
-        Mistake("packets without a barrier", "tagged packets", GRID, LAST_SYNC, NO_LAST_SYNC, f"{STUCK}|{WRONG}"),
+        Mistake("packets without a barrier", "tagged packets", GRID, BARRIER, "", f"{STUCK}|{WRONG}", 3),
         Mistake("copies not waited for", "fetch by cp.async", MEMORY, "arch::wait_for_copies();", "", WRONG),
         Mistake("half the bytes expected", "fetch by the copy engine", EXCHANGE, EXPECT,
-                EXPECT.replace("bytes)", "bytes / 2)"), EARLY),
-    ]),
-    ("matrix", [
+                EXPECT.replace("bytes)", "bytes / 2)"), EARLY, 2),
+    ],
+    "matrix": [
         Mistake("no wait for wgmma", "wgmma", MATRIX, "arch::warpgroup_wait(d);", "", UNFINISHED),
+        Mistake("no commit of wgmma", "wgmma", MATRIX, "arch::warpgroup_commit();", "", UNFINISHED),
+        Mistake("no fence of wgmma", "wgmma", MATRIX, "arch::warpgroup_fence();", "", "without a fence"),
         Mistake("rows of tiles swapped", "B in shared memory", MATRIX, "lane % 8 * pitch + lane / 8 * 8",
                 "lane / 4 * pitch + lane % 4 * 8", OUTSIDE),
         Mistake("a lane is missing", "mma tf32", MATRIX, "Type::mma(d[i][j], a[i], b[j]);",
                 "if (threadIdx.x) Type::mma(d[i][j], a[i], b[j]);", "31 threads wait for mma"),
-    ]),
-    ("matrix", [Mistake("no commit of wgmma", "wgmma", MATRIX, "arch::warpgroup_commit();", "", UNFINISHED)]),
-    ("matrix", [Mistake("no fence of wgmma", "wgmma", MATRIX, "arch::warpgroup_fence();", "", "without a fence")]),
-    ("matrix", [Mistake("wrong stride", "wgmma, N 16", MATRIX, STRIDES, STRIDES.replace("8)", "4)"), OUTSIDE)]),
-    ("matrix", [
-        Mistake("offsets swapped", "wgmma, N 16", MATRIX, STRIDES, "2 * tile * (kDepth / 8), 2 * tile", OUTSIDE),
-        Mistake("registers swapped", "mma bf16", MATRIX, ROWS, SWAPPED_ROWS, WRONG),
-    ]),
-]  # fmt: skip
+        Mistake("registers swapped", "mma bf16", MATRIX, FRAGMENT,
+                FRAGMENT.replace("[j]", "[j / 2 + j % 2 * 2]"), WRONG),
+        Mistake("wrong stride", "wgmma, N 16", MATRIX, TILES, TILES.replace("/ 8", "/ 4"), OUTSIDE),
+        Mistake("offsets swapped", "wgmma, N 16", MATRIX, TILES, SWAPPED_TILES, OUTSIDE),
+    ],
+}  # fmt: skip
+
+
+def with_mistakes(text: str, of_header: dict[int, Mistake]) -> str:
+    """A header in which a mistake is made where cases::mistake is its number."""
+    made: dict[int, dict[int, Mistake]] = {}  # where
+    for number, mistake in of_header.items():
+        places = [found.start() for found in re.finditer(re.escape(mistake.before), text)]
+        assert len(places) > (mistake.place or 0), f"{mistake.header} has no {mistake.before}"
+        for place in places if mistake.place is None else [places[mistake.place]]:
+            made.setdefault(place, {})[number] = mistake
+    end = len(text)
+    for start, mistakes in sorted(made.items(), reverse=True):
+        (before,) = {mistake.before for mistake in mistakes.values()}
+        assert start + len(before) <= end, f"{before} is changed twice"
+        end, written = start, before
+        for number, mistake in mistakes.items():
+            if before.endswith(";"):
+                written = f"{{ if (cases::mistake == {number}) {{ {mistake.after} }} else {{ {written} }} }}"
+            else:
+                written = f"(cases::mistake == {number} ? {mistake.after} : {written})"
+        text = text[:start] + written + text[start + len(before) :]
+    return text
 
 
 def gxx(*arguments: object) -> None:
@@ -147,43 +173,39 @@ def gxx(*arguments: object) -> None:
 
 
 def begin_host(base: Path, pool: Executor) -> list[Future]:
-    """The programs as they are, for each mistake the program that shows it, and the library of the `cuda` backend."""
+    """The programs as they are and, in mistaken/, with the mistakes that can be made in them, and the library of the
+    `cuda` backend."""
     sources, include = base / "sources", [part for folder in FOLDERS for part in ("-I", folder)]
     shutil.copytree(ROOT / "tests/cuda", sources)
-    gxx(*include, "-w", "-x", "c++-header", sources / "cases.h")  # compiled once for all that include it
+    gxx(*include, "-w", "-x", "c++-header", sources / "cases.h")  # compiled once for all that include it first
 
     def build(name: str) -> None:
         gxx(*include, sources / f"{name}.cpp", "-o", base / name)
 
-    def build_with(number: int, name: str, mistakes: list[Mistake]) -> None:
-        folder = base / str(number)
+    def build_with_mistakes(name: str) -> None:
+        folder = base / "mistaken" / f"{name}-sources"
         # All come along, since they include each other from their own folder first; but measure.cuh is precompiled.
         of_micro, of_kernels = folder / "micro", folder / "kernels/cuda"
         shutil.copytree(MICRO, of_micro, ignore=shutil.ignore_patterns("measure.cuh"))
         shutil.copytree(KERNELS, of_kernels, ignore=shutil.ignore_patterns("host", "arch*", "descriptor.cuh"))
         for shared in ("shape.h", "cells.h"):
             shutil.copy(ROOT / "csrc" / shared, of_kernels.parent)
-        for mistake in mistakes:
-            mistake.make(folder)
-        gxx("-I", of_micro, "-I", of_kernels, *include, sources / f"{name}.cpp", "-o", folder / "program")
+        for header in {mistake.header for mistake in MISTAKES[name] if mistake.header}:
+            of_header = {k: mistake for k, mistake in enumerate(MISTAKES[name], 1) if mistake.header == header}
+            file = next(folder.rglob(header))
+            file.write_text(with_mistakes(file.read_text(encoding="utf-8"), of_header), encoding="utf-8")
+        gxx("-I", of_micro, "-I", of_kernels, *include, sources / f"{name}.cpp", "-o", base / "mistaken" / name)
 
-    def build_library() -> None:
-        kernels = (part for name in ("forward", "backward") for part in ("-x", "c++", KERNELS / f"{name}.cu"))
-        gxx("-O1", "-shared", "-fPIC", *include, *kernels, "-o", base / "library.so")
+    def build_half(way: str) -> Path:
+        half = base / f"{way}.o"
+        gxx("-O1", "-c", "-fPIC", *include, "-x", "c++", KERNELS / f"{way}.cu", "-o", half)
+        return half
 
-    building = [pool.submit(build_library), *(pool.submit(build, name) for name in PROGRAMS)]
-    return building + [pool.submit(build_with, number, *made) for number, made in enumerate(MADE_TOGETHER)]
-
-
-def begin_hopper(base: Path, pool: Executor) -> list[Future]:
-    """benchmarks.cubins.Kernel of every kernel, in {forward,backward}.pickle."""
-    sys.path.insert(0, str(ROOT))
-    from benchmarks import cubins
-
-    def build(way: str) -> None:
-        (base / f"{way}.pickle").write_bytes(pickle.dumps(cubins.compiled(KERNELS / f"{way}.cu", "90a", base)))
-
-    return [pool.submit(build, way) for way in cubins.WAYS]
+    halves = [pool.submit(build_half, way) for way in ("forward", "backward")]
+    building = [pool.submit(build_with_mistakes, name) for name in MISTAKES]
+    building += [pool.submit(build, name) for name in PROGRAMS]
+    gxx("-shared", *(half.result() for half in halves), "-o", base / "library.so")
+    return building
 
 
 def begin_interpreter(base: Path, pool: Executor) -> list[Future]:
@@ -203,9 +225,8 @@ def begin_interpreter(base: Path, pool: Executor) -> list[Future]:
 KINDS: dict[str, Callable[[Path, Executor], list[Future]]] = {
     "interpreter": begin_interpreter,
     "host": begin_host,
-    "hopper": begin_hopper,
 }
-NEEDED_BY = {"test_triton.py": "interpreter", "test_cuda_host.py": "host", "test_cuda_build.py": "hopper"}
+NEEDED_BY = {"test_triton.py": "interpreter", "test_cuda_host.py": "host"}
 
 
 @dataclass(frozen=True)

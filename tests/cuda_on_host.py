@@ -33,7 +33,7 @@ SIZES = (
     dict(T=5, B=4, I=6, H=16, D=2, resets=True, lengths="packed"),
     dict(T=7, B=9, I=6, H=40),
 )
-LARGEST = {  # of 16 bits, of TF32 with gradients, of TF32, of IEEE float32
+LARGEST = {  # of one CTA: of 16 bits, of TF32 with gradients, of TF32, of IEEE float32
     "rnn_tanh": (256, 128, 256, 256),
     "gru": (192, 128, 128, 128),
     "lstm": (128, 64, 128, 128),
@@ -116,6 +116,35 @@ def test_the_largest_kernels(cell):
     assert_equal(found, want, TF32)
 
 
+OF_CLUSTERS = (
+    Sample("lstm", T=3, B=3, I=7, H=136, D=2, lengths="packed"),
+    Sample("lstm", T=2, B=1, I=7, H=264, reverse=True),
+    Sample("gru", T=3, B=2, I=27, H=200, tokens=True, resets=True),
+    Sample("rnn_tanh", T=3, B=9, I=6, H=264, lengths="given"),
+)
+
+
+@pytest.mark.parametrize("sample", OF_CLUSTERS, ids=str)
+def test_clusters(sample):
+    assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=1)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_clusters_in_tf32(cell):
+    assert_tf32_is_near(Sample(cell, T=2, B=2, I=5, H=140))
+
+
+def test_clusters_repeat():
+    whole.repeats_and_saving_changes_no_output(OF_CLUSTERS[0], "cuda", torch.float16)
+
+
+@pytest.mark.parametrize(("ctas", "units"), [(1, (256, 192, 128)), (8, (512, 256, 256)), (16, (1024, 768, 768))])
+def test_a_gpu_may_have_no_clusters_or_small_ones(ctas, units):
+    limits = (backend.HOPPER_SHARED, ctas)
+    found = (backend._most_hidden("forward", cell, "bf16", 8, 0, *limits) for cell in LARGEST)
+    assert tuple(found) == units
+
+
 @pytest.mark.parametrize("sample", FEW, ids=str)
 def test_forward_of_one_backend_with_backward_of_another(sample):
     want = run(sample, "reference", torch.bfloat16)
@@ -160,8 +189,9 @@ def test_what_it_serves_and_why_not():
     assert explain(problem, "cuda").startswith("gru bfloat16 T=3 B=2 I=4 H=64 on cpu: cuda, schedule hoisted")
     reasons = {
         "H=60 is not a multiple of 8": dict(H=60),
-        "H=200, forward holds at most 192 units": dict(H=200),
-        "H=128, backward holds at most 64 units": dict(H=128, cell="lstm", dtype=torch.float32, precision="tf32"),
+        "H=776, forward holds at most 768 units": dict(H=776),
+        "H=520, backward holds at most 512 units": dict(H=520),
+        "H=516, forward holds at most 512 units": dict(H=516, cell="lstm", dtype=torch.float32, precision="tf32"),
         "H=62 is not a multiple of 4": dict(H=62, dtype=torch.float32, precision="tf32"),
         "H=132, forward holds at most 128 units": dict(H=132, dtype=torch.float32),
         "dtype float64": dict(dtype=torch.float64),

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from beforehand import MADE_TOGETHER, PROGRAMS, ROOT, missing
+from beforehand import MISTAKES, PROGRAMS, ROOT, missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.skipif(bool(missing()), reason=missing())]
-MISTAKES = [(folder, mistake) for folder, (_, mistakes) in enumerate(MADE_TOGETHER) for mistake in mistakes]
+MADE = [(program, number) for program, mistakes in MISTAKES.items() for number in range(1, len(mistakes) + 1)]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_the_backend_with_kernels_built_for_the_cpu(programs):
 
 
 def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
@@ -46,11 +46,19 @@ def test_a_seed_is_a_schedule(programs):
     assert first != other
 
 
-@pytest.mark.parametrize(("folder", "mistake"), MISTAKES, ids=[mistake.name for _, mistake in MISTAKES])
-def test_mistakes_are_found(programs, folder, mistake):
+@pytest.mark.parametrize(("program", "number"), MADE, ids=[m.name for made in MISTAKES.values() for m in made])
+def test_mistakes_are_found(programs, program, number):
+    mistake = MISTAKES[program][number - 1]
+    made = number if mistake.header else number - 1
     for seed in range(1, 13):  # a schedule that shows it
-        ran = run(programs / str(folder) / "program", seed, mistake.cases)
+        ran = run(programs / "mistaken" / program, seed, mistake.cases, made)
         if ran.returncode == 1:
             break
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert re.search(mistake.found, ran.stdout), ran.stdout
+
+
+@pytest.mark.parametrize("program", MISTAKES)
+def test_programs_are_right_where_no_mistake_is_made(programs, program):
+    ran = run(programs / "mistaken" / program, 1)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

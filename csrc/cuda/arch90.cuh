@@ -78,6 +78,11 @@ FUSEDRNN_DEVICE void arrive_expecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// What the thread wrote before is seen by those of the CTA that wait.
+FUSEDRNN_DEVICE void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // True once the phase of this parity has ended; waits for a time that the hardware limits. What other CTAs of the cluster
 // stored before is seen after: ptxas makes that an invalidation of the L1 cache, which holds no shared memory.
 FUSEDRNN_DEVICE bool try_wait(uint32_t barrier, uint32_t parity) {

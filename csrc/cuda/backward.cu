@@ -1,44 +1,63 @@
 // The backward kernels that are compiled, as forward.cu has the forward ones.
-#include "backward.cuh"
+#include "cluster_backward.cuh"
 #include "kernels.cuh"
 
 namespace fusedrnn::cuda {
 
+// hidden, warps, in_registers, ctas of a BackwardPlan.
 template <Cell cell, class Kind, int... sizes>
-constexpr Kernel<Backward<typename Operand<Kind>::Element>> kernel =
+constexpr auto kernel =
     kernel_of<BackwardPlan<cell, Kind, sizes...>>(backward_kernel<BackwardPlan<cell, Kind, sizes...>, true>,
                                                   backward_kernel<BackwardPlan<cell, Kind, sizes...>, false>);
+template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 64,
+          class P = BackwardPlan<cell, Kind, hidden, warps, in_registers, ctas>>
+constexpr auto of_cluster = kernel_of<P>(cluster_backward_kernel<P, true>, cluster_backward_kernel<P, false>);
 
 template <class Kind>
 constexpr std::array kernels{
-    kernel<Cell::lstm, Kind, 64, 4>,      kernel<Cell::lstm, Kind, 128, 8, 6>,   kernel<Cell::gru, Kind, 64, 4>,
-    kernel<Cell::gru, Kind, 128, 8, 16>,  kernel<Cell::gru, Kind, 192, 12, 17>,  kernel<Cell::rnn_tanh, Kind, 64, 4>,
-    kernel<Cell::rnn_tanh, Kind, 128, 8>, kernel<Cell::rnn_tanh, Kind, 256, 16>,
+    kernel<Cell::lstm, Kind, 64, 4>,
+    kernel<Cell::lstm, Kind, 128, 8, 6>,
+    kernel<Cell::gru, Kind, 64, 4>,
+    kernel<Cell::gru, Kind, 128, 8, 16>,
+    kernel<Cell::gru, Kind, 192, 12, 17>,
+    kernel<Cell::rnn_tanh, Kind, 64, 4>,
+    kernel<Cell::rnn_tanh, Kind, 128, 8>,
+    kernel<Cell::rnn_tanh, Kind, 256, 16>,
+    of_cluster<Cell::lstm, Kind, 32, 8, 8>,
+    of_cluster<Cell::lstm, Kind, 32, 8, 16>,
+    of_cluster<Cell::gru, Kind, 32, 8, 8>,
+    of_cluster<Cell::gru, Kind, 32, 8, 16>,
+    of_cluster<Cell::rnn_tanh, Kind, 64, 8, 8>,
+    of_cluster<Cell::rnn_tanh, Kind, 64, 8, 16>,
 };
 template <>
 constexpr std::array kernels<Tf32>{
-    kernel<Cell::lstm, Tf32, 64, 4, 16>, kernel<Cell::gru, Tf32, 64, 4, 16>,   kernel<Cell::gru, Tf32, 128, 8, 31>,
-    kernel<Cell::rnn_tanh, Tf32, 64, 4>, kernel<Cell::rnn_tanh, Tf32, 128, 8>,
+    kernel<Cell::lstm, Tf32, 64, 4, 16>,        kernel<Cell::gru, Tf32, 64, 4, 16>,
+    kernel<Cell::gru, Tf32, 128, 8, 31>,        kernel<Cell::rnn_tanh, Tf32, 64, 4>,
+    kernel<Cell::rnn_tanh, Tf32, 128, 8>,       of_cluster<Cell::lstm, Tf32, 32, 8, 8>,
+    of_cluster<Cell::lstm, Tf32, 32, 8, 16, 8>, of_cluster<Cell::gru, Tf32, 32, 8, 8>,
+    of_cluster<Cell::gru, Tf32, 32, 8, 16, 7>,  of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 8>,
 };
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
-    kernel<Cell::lstm, Ieee<columns>, 64, 4>,         kernel<Cell::lstm, Ieee<columns>, 128, 8, 8>,
+    kernel<Cell::lstm, Ieee<columns>, 64, 4>,         kernel<Cell::lstm, Ieee<columns>, 128, 8, 10>,
     kernel<Cell::gru, Ieee<columns>, 64, 4>,          kernel<Cell::gru, Ieee<columns>, 128, 8, 10>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4>,     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 256, 8, 9>,
 };
 
 FUSEDRNN_EXPORT const char* fusedrnn_cuda_backward(int64_t numbers, const int64_t* words, int64_t how_many,
-                                                   int64_t directions, int64_t columns, int64_t shared, void* stream) {
+                                                   int64_t directions, int64_t columns, int64_t shared, int64_t ctas,
+                                                   void* stream) {
   return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return launch(kernels<Kind>, words, how_many, directions, columns, shared, stream);
+    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas}, stream);
   });
 }
 
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                      int64_t shared) {
+                                                      int64_t shared, int64_t ctas) {
   return with_kind(numbers, columns,
-                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, shared); });
+                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas}); });
 }
 
 }  // namespace fusedrnn::cuda

@@ -33,44 +33,41 @@ struct Backward {
 };
 
 template <class P, bool plain>
-class BackwardLoop : Loop<P, plain> {
+class BackwardLoop : protected Loop<P, plain> {
+ protected:
   using Base = Loop<P, plain>;
   using Base::B_, Base::direction_, Base::H_, Base::own_length_, Base::own_row_, Base::s_, Base::shared_, Base::T_,
-      Base::weights_;
+      Base::units_, Base::weights_;
   using typename Base::Element, typename Base::Operand, typename Base::Sums, typename Base::T, typename Base::Value;
   // Of the copies that have begun, those of so many steps need not be there at the end of a step.
   static constexpr int under_way = P::stages - 2;
 
  public:
-  FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared) : Base(f.shape, true, shared), f_(f) {
-    const Element* const w = f.w_hh + direction_ * P::gates * H_ * H_;
-    weights_.load(shared, w, H_, H_);
+  FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared, int rank = 0)
+      : Base(f.shape, true, shared, rank), f_(f) {
+    weights_.load(shared, this->matrix(f.w_hh, P::gates, H_));
   }
 
   // Steps are counted in the order of processing: the last one that forward processed is step 0.
   FUSEDRNN_DEVICE void run() {
     start();
     Sums sums;
+    const auto sum = [&](const Place& p) { return weights_.sum(sums, p, 0); };
     for (int step = 0; step < T_; ++step) {
-      weights_.multiply(arch::shared_address(shared_ + this->operand_of(step)), sums);
+      weights_.multiply(arch::shared_address(shared_ + P::operand_of(step)), sums);
       begin_input(step + P::stages - 1);
       if (step > 0) store_results(step - 1);
       store_before(step);
-      finish(step, sums);
+      finish(step, sum);
       arch::wait_for_copies_but<under_way>();
       __syncthreads();
     }
     if (T_ > 0) store_results(T_ - 1);
-    weights_.multiply(arch::shared_address(shared_ + this->operand_of(T_)), sums);
-    this->each([&](const Place& p) {
-      const State& state = state_[p.at];
-      f_.dh0[this->state_at(p)] = Operand::narrow(weights_.sum(sums, p, 0) + state.dh);
-      if (P::cell == Cell::lstm) f_.dc0[this->state_at(p)] = Operand::narrow(state.dc);
-    });
-    store_bias_sums();
+    weights_.multiply(arch::shared_address(shared_ + P::operand_of(T_)), sums);
+    end(sum);
   }
 
- private:
+ protected:
   struct State {
     float dh, dc;  // what reaches h past the products; what reaches c
   };
@@ -94,14 +91,26 @@ class BackwardLoop : Loop<P, plain> {
     __syncthreads();
   }
 
+  // sum(place): what reaches h of it through the products.
+  template <class Sum>
+  FUSEDRNN_DEVICE void end(const Sum& sum) {
+    this->each([&](const Place& p) {
+      const State& state = state_[p.at];
+      f_.dh0[this->state_at(p)] = Operand::narrow(sum(p) + state.dh);
+      if (P::cell == Cell::lstm) f_.dc0[this->state_at(p)] = Operand::narrow(state.dc);
+    });
+    store_bias_sums();
+  }
+
   // What does not count, beyond H, B or a row's length, is computed all the same, from whatever there is, and then dropped.
-  FUSEDRNN_DEVICE void finish(int step, const Sums& sums) {
+  template <class Sum>
+  FUSEDRNN_DEVICE void finish(int step, const Sum& sum) {
     const int t = this->t_of(step);
     this->each_place([&](const Place& p) {
       State& state = state_[p.at];
-      const unsigned char* const input = shared_ + this->input_of(step) + p.column * P::ring_row;
-      const bool counts = t < length_[p.side] && p.unit < H_, ends = s_.resets && counts && is_reset(s_, t, p.b);
-      state.dh += weights_.sum(sums, p, 0);
+      const unsigned char* const input = shared_ + P::input_of(step) + p.column * P::ring_row;
+      const bool counts = t < length_[p.side] && p.unit < units_, ends = s_.resets && counts && is_reset(s_, t, p.b);
+      state.dh += sum(p);
       State next = state;
       float d[P::blocks];
       gates(input, p.unit, next, d);
@@ -109,10 +118,9 @@ class BackwardLoop : Loop<P, plain> {
       for (int k = 0; k < P::blocks; ++k) d[k] = counts ? d[k] : 0;
       state = {counts ? next.dh : state.dh, counts ? next.dc : state.dc};
       if (ends) state = {};
-      auto* const result =
-          reinterpret_cast<Element*>(shared_ + this->results_of(step) + p.column * P::out_row) + p.unit;
+      auto* const result = reinterpret_cast<Element*>(shared_ + P::results_of(step) + p.column * P::out_row) + p.unit;
       auto* const operand =
-          reinterpret_cast<Element*>(shared_ + this->operand_of(step + 1) + p.column * P::operand_row) + p.unit;
+          reinterpret_cast<Element*>(shared_ + P::operand_of(step + 1) + p.column * P::operand_row) + p.unit;
 #pragma unroll
       for (int k = 0; k < P::blocks; ++k) {
         result[k * P::hidden] = Operand::narrow(d[k]);
@@ -155,7 +163,7 @@ class BackwardLoop : Loop<P, plain> {
     const int t = this->t_of(step);
     Element* const to = this->next(dgates_, t);
     if (own_row_ < B_ && (t < own_length_ || !s_.row_offsets))
-      this->template store<P::blocks>(to, this->own_column(this->results_of(step), P::out_row));
+      this->template store<P::blocks>(to, this->own_column(P::results_of(step), P::out_row));
   }
 
   // From the ring, while the step's input is there.
@@ -163,9 +171,9 @@ class BackwardLoop : Loop<P, plain> {
     const int t = this->t_of(step);
     Element* const to = this->next(before_, t);
     if (t < own_length_) {
-      this->template store<1>(to, this->own_column(this->input_of(step) + P::before_at, P::ring_row));
+      this->template store<1>(to, this->own_column(P::input_of(step) + P::before_at, P::ring_row));
     } else if (own_row_ < B_ && !s_.row_offsets) {
-      this->template each_part<Element, 1>(H_, [&](int, int there) {
+      this->template each_part<Element, 1>(units_, [&](int, int there) {
         *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = {0, 0, 0, 0};
       });
     }
@@ -179,23 +187,23 @@ class BackwardLoop : Loop<P, plain> {
       const Element* const kept = is_rnn(P::cell) ? y : this->next(saved_, t);
       const float* const c = P::cell == Cell::lstm ? this->next(cells_, t) : nullptr;
       if (t < own_length_) {
-        const uint32_t to = this->own_column(this->input_of(step), P::ring_row);
+        const uint32_t to = this->own_column(P::input_of(step), P::ring_row);
         const bool reset = is_reset(s_, t, own_row_), first = is_first(s_, t, own_row_);
-        const int64_t state = (direction_ * s_.B + own_row_) * H_;
-        if (dy) this->template begin_copy<1>(to, dy, H_);
+        const int64_t state = (direction_ * s_.B + own_row_) * H_ + this->first_unit_;
+        if (dy) this->template begin_copy<1>(to, dy, units_);
         this->template begin_copy<1>(to + P::before_at,
                                      reset   ? reinterpret_cast<const Element*>(f_.zeros)
                                      : first ? f_.h0 + state
                                              : this->following(y_, t),
-                                     H_);
-        this->template begin_copy<P::blocks>(to + P::saved_at, kept, H_);
+                                     units_);
+        this->template begin_copy<P::blocks>(to + P::saved_at, kept, units_);
         if constexpr (P::cell == Cell::lstm) {
-          this->template begin_copy<1>(to + P::c_at, c, H_);
+          this->template begin_copy<1>(to + P::c_at, c, units_);
           this->template begin_copy<1>(to + P::c_before_at,
                                        reset   ? f_.zeros
                                        : first ? f_.c0 + state
                                                : this->following(cells_, t),
-                                       H_);
+                                       units_);
         }
       }
     }
@@ -212,11 +220,11 @@ class BackwardLoop : Loop<P, plain> {
         sums[(p.column / T::sides * P::blocks + k) * P::hidden + p.unit] = sums_[p.own][k];
     });
     __syncthreads();
-    for (int k = threadIdx.x; k < P::blocks * H_; k += P::threads) {
-      const int at = k / H_ * P::hidden + k % H_;
+    for (int k = threadIdx.x; k < P::blocks * units_; k += P::threads) {
+      const int block = k / units_, unit = k % units_, at = block * P::hidden + unit;
       float sum = 0;
       for (int share = 0; share < P::shares; ++share) sum += sums[share * P::blocks * P::hidden + at];
-      f_.db[static_cast<int64_t>(blockIdx.x) * P::blocks * H_ + k] = sum;
+      f_.db[(static_cast<int64_t>(blockIdx.x / P::ctas) * P::blocks + block) * H_ + this->first_unit_ + unit] = sum;
     }
   }
 

@@ -1,16 +1,20 @@
 // The forward kernels that are compiled: few sizes, each serving all H up to its own, those of a cell in their order.
-#include "forward.cuh"
+#include "cluster_forward.cuh"
 #include "kernels.cuh"
 
 namespace fusedrnn::cuda {
 
+// hidden, warps, in_registers, inputs, ctas of a ForwardPlan.
 template <Cell cell, class Kind, int... sizes>
-constexpr Kernel<Forward<typename Operand<Kind>::Element>> kernel = kernel_of<ForwardPlan<cell, Kind, sizes...>>(
+constexpr auto kernel = kernel_of<ForwardPlan<cell, Kind, sizes...>>(
     forward_kernel<ForwardPlan<cell, Kind, sizes...>, true>, forward_kernel<ForwardPlan<cell, Kind, sizes...>, false>);
+template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 64,
+          class P = ForwardPlan<cell, Kind, hidden, warps, in_registers, 0, ctas>>
+constexpr auto of_cluster = kernel_of<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>);
 
 // Products of the RNN of 256 units whose weights are in registers: as many as ptxas keeps there without a spill.
 template <class Kind>
-constexpr int residents_of_256 = 11;
+constexpr int residents_of_256 = 10;
 template <>
 constexpr int residents_of_256<__half> = 9;
 
@@ -30,6 +34,14 @@ constexpr std::array kernels{
     kernel<Cell::gru, Kind, 128, 8, 64, 32>,
     kernel<Cell::rnn_tanh, Kind, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Kind, 128, 8, 64, 32>,
+    of_cluster<Cell::lstm, Kind, 32, 8, 8>,
+    of_cluster<Cell::lstm, Kind, 32, 8, 16>,
+    of_cluster<Cell::lstm, Kind, 48, 6, 16, 19>,
+    of_cluster<Cell::gru, Kind, 32, 8, 8>,
+    of_cluster<Cell::gru, Kind, 32, 8, 16>,
+    of_cluster<Cell::gru, Kind, 48, 12, 16, 8>,
+    of_cluster<Cell::rnn_tanh, Kind, 64, 8, 8>,
+    of_cluster<Cell::rnn_tanh, Kind, 64, 8, 16>,
 };
 template <>
 constexpr std::array kernels<Tf32>{
@@ -39,11 +51,17 @@ constexpr std::array kernels<Tf32>{
     kernel<Cell::gru, Tf32, 128, 8, 10>,
     kernel<Cell::rnn_tanh, Tf32, 64, 4>,
     kernel<Cell::rnn_tanh, Tf32, 128, 8>,
-    kernel<Cell::rnn_tanh, Tf32, 256, 16, 12>,
+    kernel<Cell::rnn_tanh, Tf32, 256, 8, 22>,
     kernel<Cell::lstm, Tf32, 64, 8, 64, 32>,
     kernel<Cell::gru, Tf32, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Tf32, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Tf32, 128, 8, 64, 32>,
+    of_cluster<Cell::lstm, Tf32, 32, 8, 8>,
+    of_cluster<Cell::lstm, Tf32, 32, 8, 16, 16>,
+    of_cluster<Cell::gru, Tf32, 32, 8, 8>,
+    of_cluster<Cell::gru, Tf32, 32, 8, 16, 8>,
+    of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 8>,
+    of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 16, 36>,
 };
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
@@ -62,18 +80,19 @@ constexpr std::array kernels<Ieee<columns>>{
 
 // Null, or what went wrong.
 FUSEDRNN_EXPORT const char* fusedrnn_cuda_forward(int64_t numbers, const int64_t* words, int64_t how_many,
-                                                  int64_t directions, int64_t columns, int64_t shared, void* stream) {
+                                                  int64_t directions, int64_t columns, int64_t shared, int64_t ctas,
+                                                  void* stream) {
   return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return launch(kernels<Kind>, words, how_many, directions, columns, shared, stream);
+    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas}, stream);
   });
 }
 
 // The largest H that a kernel serves which takes so many rows of the batch, where a CTA may have `shared` bytes of shared
 // memory; inputs: those of x that are multiplied in the kernel, 0: none. 0: no kernel serves such a layer.
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                     int64_t shared) {
+                                                     int64_t shared, int64_t ctas) {
   return with_kind(numbers, columns,
-                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, shared); });
+                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas}); });
 }
 
 // Why no kernel runs on the device that is in use, or null.
@@ -82,6 +101,21 @@ FUSEDRNN_EXPORT const char* fusedrnn_cuda_missing() {
   const void* const kernel = reinterpret_cast<const void*>(kernels<Tf32>[0].plain);
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// The CTAs that a cluster may have on the device that is in use, with as much shared memory as kernels take; 1: it has no
+// clusters.
+FUSEDRNN_EXPORT int64_t fusedrnn_cuda_ctas() {
+  int64_t most = 1;
+  for (const auto& kernel : kernels<__nv_bfloat16>) {
+    const Config config(kernel, kernel.ctas, nullptr);
+    int clusters = 0;
+    if (kernel.ctas > most && allow(kernel, kernel.plain) == cudaSuccess &&
+        cudaOccupancyMaxActiveClusters(&clusters, kernel.plain, &config) == cudaSuccess && clusters > 0)
+      most = kernel.ctas;
+  }
+  cudaGetLastError();
+  return most;
 }
 
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_interface() { return interface_number; }

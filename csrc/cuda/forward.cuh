@@ -46,9 +46,10 @@ struct InputProducts {
 struct NoProducts {};
 
 template <class P, bool plain>
-class ForwardLoop : Loop<P, plain> {
+class ForwardLoop : protected Loop<P, plain> {
+ protected:
   using Base = Loop<P, plain>;
-  using Base::direction_, Base::H_, Base::own_length_, Base::s_, Base::shared_, Base::T_, Base::weights_;
+  using Base::H_, Base::own_length_, Base::s_, Base::shared_, Base::T_, Base::units_, Base::weights_;
   using typename Base::Element, typename Base::Operand, typename Base::Sums, typename Base::T, typename Base::Value;
   static constexpr int kept_blocks = fusedrnn::cuda::kept_blocks<P::cell>;
   static constexpr bool concat = P::inputs > 0;
@@ -56,21 +57,17 @@ class ForwardLoop : Loop<P, plain> {
   static constexpr int under_way = P::stages - (concat ? 3 : 2);
 
  public:
-  FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared) : Base(f.shape, false, shared), f_(f) {
-    const Element* const w = f.w_hh + direction_ * T::gates * H_ * H_;
-    weights_.load(shared, w, H_, H_);
-    if constexpr (concat) {
-      const int I = static_cast<int>(s_.I);
-      const Element* const w_ih = f.w_ih + direction_ * T::gates * H_ * I;
-      inputs_.weights.load(shared, w_ih, H_, I);
-    }
+  FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared, int rank = 0)
+      : Base(f.shape, false, shared, rank), f_(f) {
+    weights_.load(shared, this->matrix(f.w_hh, T::gates, H_));
+    if constexpr (concat) inputs_.weights.load(shared, this->matrix(f.w_ih, T::gates, static_cast<int>(s_.I)));
   }
 
   FUSEDRNN_DEVICE void run() {
     start();
     for (int step = 0; step < T_; ++step) {
       Sums sums;
-      weights_.multiply(arch::shared_address(shared_ + this->operand_of(step)), sums);
+      weights_.multiply(arch::shared_address(shared_ + P::operand_of(step)), sums);
       begin_input(step + P::stages - 1);
       if (step > 0) store_results(step - 1);
       finish(step, sums);
@@ -78,15 +75,10 @@ class ForwardLoop : Loop<P, plain> {
       arch::wait_for_copies_but<under_way>();
       __syncthreads();
     }
-    if (T_ > 0) store_results(T_ - 1);
-    this->each([&](const Place& p) {
-      const State& state = state_[p.at];
-      f_.h_n[this->state_at(p)] = Operand::narrow(state.h);
-      if (P::cell == Cell::lstm) f_.c_n[this->state_at(p)] = Operand::narrow(state.c);
-    });
+    end();
   }
 
- private:
+ protected:
   struct State {
     float h, c;
   };
@@ -109,9 +101,9 @@ class ForwardLoop : Loop<P, plain> {
       State& state = state_[p.at];
       if constexpr (concat) {
         for (int gate = 0; f_.bias && gate < T::gates; ++gate)
-          inputs_.bias[p.own][gate] = static_cast<float>(f_.bias[(direction_ * T::gates + gate) * H_ + p.unit]);
+          inputs_.bias[p.own][gate] = static_cast<float>(f_.bias[this->bias_at(p, T::gates, gate)]);
       }
-      if (P::cell == Cell::gru && f_.b_hn) b_hn_[p.own] = static_cast<float>(f_.b_hn[direction_ * H_ + p.unit]);
+      if (P::cell == Cell::gru && f_.b_hn) b_hn_[p.own] = static_cast<float>(f_.b_hn[this->bias_at(p, 1, 0)]);
       if (ends_before(0, p)) return;
       state.h = static_cast<float>(f_.h0[this->state_at(p)]);
       if (P::cell == Cell::lstm) state.c = static_cast<float>(f_.c0[this->state_at(p)]);
@@ -120,6 +112,15 @@ class ForwardLoop : Loop<P, plain> {
     arch::wait_for_copies_but<under_way>();
     __syncthreads();
     multiply_input(0);
+  }
+
+  FUSEDRNN_DEVICE void end() {
+    if (T_ > 0) store_results(T_ - 1);
+    this->each([&](const Place& p) {
+      const State& state = state_[p.at];
+      f_.h_n[this->state_at(p)] = Operand::narrow(state.h);
+      if (P::cell == Cell::lstm) f_.c_n[this->state_at(p)] = Operand::narrow(state.c);
+    });
   }
 
   // Whether the state is set to zero before this step, if there is one.
@@ -134,8 +135,8 @@ class ForwardLoop : Loop<P, plain> {
     const int t = this->t_of(step);
     this->each_place([&](const Place& p) {
       State& state = state_[p.at];
-      unsigned char* const result = shared_ + this->results_of(step) + p.column * P::out_row;
-      const bool counts = t < length_[p.side] && p.unit < H_;
+      unsigned char* const result = shared_ + P::results_of(step) + p.column * P::out_row;
+      const bool counts = t < length_[p.side] && p.unit < units_;
       State next = state;
       gates(step, sums, p, result, next);
       const float y = counts ? next.h : 0;
@@ -147,7 +148,7 @@ class ForwardLoop : Loop<P, plain> {
   }
 
   FUSEDRNN_DEVICE void gates(int step, const Sums& sums, const Place& p, unsigned char* result, State& state) {
-    const unsigned char* const row = shared_ + this->input_of(step) + p.column * P::ring_row;
+    const unsigned char* const row = shared_ + P::input_of(step) + p.column * P::ring_row;
     const auto* const pre = reinterpret_cast<const Element*>(row) + p.unit;
     auto* const saved = reinterpret_cast<Element*>(result + P::kept_at) + p.unit;
     const auto sum = [&](int gate) { return weights_.sum(sums, p, gate); };
@@ -182,14 +183,14 @@ class ForwardLoop : Loop<P, plain> {
 
   // Of a step whose input has been there since the last barrier.
   FUSEDRNN_DEVICE void multiply_input(int step) {
-    if constexpr (concat) inputs_.weights.multiply(arch::shared_address(shared_ + this->input_of(step)), inputs_.sums);
+    if constexpr (concat) inputs_.weights.multiply(arch::shared_address(shared_ + P::input_of(step)), inputs_.sums);
   }
 
   // What finish() left of this step, to memory. To be called for each step in turn.
   FUSEDRNN_DEVICE void store_results(int step) {
     const int t = this->t_of(step);
     const bool active = t < own_length_;
-    const uint32_t from = this->own_column(this->results_of(step), P::out_row);
+    const uint32_t from = this->own_column(P::results_of(step), P::out_row);
     Element* const y = this->next(y_, t);
     if (active || (this->own_row_ < this->B_ && !s_.row_offsets)) this->template store<1>(y, from);
     if (!f_.saved && !f_.cells) return;
@@ -206,7 +207,7 @@ class ForwardLoop : Loop<P, plain> {
   // The state in registers, for this step.
   FUSEDRNN_DEVICE void publish(int step) {
     this->each_place([&](const Place& p) {
-      unsigned char* const row = shared_ + this->operand_of(step) + p.column * P::operand_row;
+      unsigned char* const row = shared_ + P::operand_of(step) + p.column * P::operand_row;
       const float h = state_[p.at].h;
       reinterpret_cast<Element*>(row)[p.unit] = Operand::for_product(Operand::narrow(h));
     });
@@ -219,8 +220,8 @@ class ForwardLoop : Loop<P, plain> {
       const int t = this->t_of(step);
       const Element* const row = of_tokens() ? pre_.at + token_ * pre_.batch : this->next(pre_, t);
       constexpr int blocks = concat ? 1 : T::gates, width = concat ? P::inputs : P::hidden;
-      const uint32_t to = this->own_column(this->input_of(step), P::ring_row);
-      if (t < own_length_) this->template begin_copy<blocks, width>(to, row, concat ? static_cast<int>(s_.I) : H_);
+      const uint32_t to = this->own_column(P::input_of(step), P::ring_row);
+      if (t < own_length_) this->template begin_copy<blocks, width>(to, row, concat ? static_cast<int>(s_.I) : units_);
     }
     arch::commit_copies();
     find_token(step + 1);

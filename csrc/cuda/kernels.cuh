@@ -17,7 +17,9 @@
 namespace fusedrnn::cuda {
 
 // Raised whenever the C functions or what they do change, together with _INTERFACE in fusedrnn/_cuda_library.py.
-constexpr int64_t interface_number = 1;
+constexpr int64_t interface_number = 2;
+
+constexpr int portable_ctas = 8, most_ctas = 16;  // of a cluster: on every GPU that has them, and on some
 
 // As NUMBERS in fusedrnn/backends/cuda.py.
 enum class Numbers : int64_t { bf16, f16, tf32, ieee };
@@ -37,13 +39,18 @@ auto with_kind(int64_t numbers, int64_t columns, F f) {
   }
 }
 
-// Two that serve a cell, that of rnn_tanh rnn_relu as well, and all H up to `hidden`, where a CTA may have `shared` bytes of
-// shared memory: one of plain layers alone, one of all. W_ih x comes from before the loop, or, for I up to `inputs`, is
-// computed in it.
+// What a GPU offers: bytes of shared memory to a CTA, and the CTAs that a cluster of its may have.
+struct Limits {
+  int64_t shared, ctas;
+};
+
+// Two that serve a cell, that of rnn_tanh rnn_relu as well, and all H up to `hidden`, by clusters of so many CTAs with
+// `shared` bytes of shared memory each: one of plain layers alone, one of all. W_ih x comes from before the loop, or, for I
+// up to `inputs`, is computed in it.
 template <class Arguments>
 struct Kernel {
   Cell cell;
-  int columns, inputs, hidden, threads, shared;
+  int columns, inputs, hidden, threads, shared, ctas;
   void (*plain)(Arguments), (*any)(Arguments);
 };
 
@@ -64,50 +71,75 @@ bool is_plain(const Arguments& arguments) {
 
 template <class P, class Arguments>
 constexpr Kernel<Arguments> kernel_of(void (*plain)(Arguments), void (*any)(Arguments)) {
-  return {P::cell, P::columns, P::inputs, P::hidden, P::threads, P::shared, plain, any};
+  return {P::cell, P::columns, P::inputs, P::units, P::threads, P::shared, P::ctas, plain, any};
 }
 
 template <class Arguments>
-bool serves(const Kernel<Arguments>& kernel, int64_t cell, int64_t inputs, int64_t shared) {
+bool serves(const Kernel<Arguments>& kernel, int64_t cell, int64_t inputs, const Limits& limits) {
   const bool fits = inputs == 0 ? kernel.inputs == 0 : kernel.inputs >= inputs;
   const Cell wanted = static_cast<Cell>(cell);
   const bool same = is_rnn(kernel.cell) ? is_rnn(wanted) : kernel.cell == wanted;
-  return same && fits && kernel.shared <= shared;
+  return same && fits && kernel.shared <= limits.shared && kernel.ctas <= limits.ctas;
 }
 
 template <class Arguments, size_t count>
-int64_t most_hidden(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs, int64_t shared) {
+int64_t most_hidden(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs,
+                    const Limits& limits) {
   int most = 0;
   for (const auto& kernel : kernels)
-    if (serves(kernel, cell, inputs, shared)) most = std::max(most, kernel.hidden);
+    if (serves(kernel, cell, inputs, limits)) most = std::max(most, kernel.hidden);
   return most;
+}
+
+// How a kernel is launched, by clusters or CTAs that are so many together.
+struct Config : cudaLaunchConfig_t {
+  template <class Arguments>
+  Config(const Kernel<Arguments>& kernel, int64_t ctas, void* stream) {
+    std::memset(static_cast<void*>(this), 0, sizeof *this);
+    gridDim = dim3(static_cast<unsigned>(ctas)), blockDim = dim3(kernel.threads);
+    dynamicSmemBytes = kernel.shared, this->stream = static_cast<cudaStream_t>(stream);
+    if (kernel.ctas == 1) return;
+    cluster_.id = cudaLaunchAttributeClusterDimension;
+    cluster_.val.clusterDim = {static_cast<unsigned>(kernel.ctas), 1, 1};
+    attrs = &cluster_, numAttrs = 1;
+  }
+  Config(const Config&) = delete;
+
+ private:
+  cudaLaunchAttribute cluster_;
+};
+
+template <class Arguments>
+cudaError_t allow(const Kernel<Arguments>& kernel, void (*run)(Arguments)) {
+  const auto* const function = reinterpret_cast<const void*>(run);
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
+  if (error == cudaSuccess && kernel.ctas > portable_ctas)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
 }
 
 // The first of these, which are in order of their size, that serves the layer: a grid of the batch tiles of all
 // directions. Returns what went wrong, or null.
 template <class Arguments, size_t count>
 const char* launch(const std::array<Kernel<Arguments>, count>& kernels, const int64_t* words, int64_t how_many,
-                   int64_t directions, int64_t columns, int64_t shared, void* stream) {
+                   int64_t directions, int64_t columns, const Limits& limits, void* stream) {
   if (how_many * sizeof(int64_t) != sizeof(Arguments) || columns != kernels[0].columns)
     return "the library was built from other sources";
   Arguments arguments;
   std::memcpy(&arguments, words, sizeof arguments);
   const Shape& s = arguments.shape;
-  const int64_t ctas = (s.B + columns - 1) / columns * directions;
-  if (ctas == 0) return nullptr;
-  if (ctas > INT32_MAX || s.B > INT32_MAX - columns || s.T > INT32_MAX) return "the batch or the sequence is too large";
+  const int64_t tiles = (s.B + columns - 1) / columns * directions;
+  if (tiles == 0) return nullptr;
+  if (tiles > INT32_MAX / most_ctas || s.B > INT32_MAX - columns || s.T > INT32_MAX)
+    return "the batch or the sequence is too large";
   const int64_t cell = static_cast<int64_t>(s.cell), inputs = inputs_of(arguments);
   const auto* const kernel = std::find_if(kernels.begin(), kernels.end(), [&](const auto& k) {
-    return k.hidden >= s.H && serves(k, cell, inputs, shared);
+    return k.hidden >= s.H && serves(k, cell, inputs, limits);
   });
   if (kernel == kernels.end()) return "no kernel serves this layer";
-  cudaLaunchConfig_t config;
-  std::memset(static_cast<void*>(&config), 0, sizeof config);
-  config.gridDim = dim3(static_cast<unsigned>(ctas)), config.blockDim = dim3(kernel->threads);
-  config.dynamicSmemBytes = kernel->shared, config.stream = static_cast<cudaStream_t>(stream);
   auto* const run = is_plain(arguments) ? kernel->plain : kernel->any;
-  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(run),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kernel->shared);
+  const Config config(*kernel, tiles * kernel->ctas, stream);
+  cudaError_t error = allow(*kernel, run);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, run, arguments);
   if (const cudaError_t last = cudaGetLastError(); error == cudaSuccess) error = last;
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

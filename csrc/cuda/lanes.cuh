@@ -21,6 +21,7 @@ struct Lanes {
   static constexpr int copies = lanes * places / sums, rows = columns * copies;
   static constexpr int sides = places < columns ? places : columns, of_thread = places / sides;
   static constexpr int units = 32 / lanes * multiplied, bytes = 16 * lanes, in_memory = gates * multiplied;
+  static constexpr int parts = 1, shared_sums = 0;
   static_assert(units * lanes == 32 * multiplied && places * lanes == sums * copies);
   template <class P, class Products>
   using Weights = LaneWeights<P, Products>;
@@ -45,10 +46,10 @@ class LaneWeights {
     }
   }
 
-  FUSEDRNN_DEVICE void load(unsigned char* shared, const float* w, int H, int width) {
+  FUSEDRNN_DEVICE void load(unsigned char* shared, const Matrix<float>& w) {
     const int own = Products::weights_at + threadIdx.x * 16, lane = threadIdx.x % T::lanes;
     own_ = arch::shared_address(shared) + own;
-    P::Staging::template all<P, Products>(shared, w, H, width, [&](int k, auto word) {
+    P::Staging::template all<P, Products>(shared, w, [&](int k, auto word) {
 #pragma unroll
       for (int row = 0; row < rows; ++row) {
         float weights[4];

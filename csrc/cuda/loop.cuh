@@ -29,33 +29,33 @@ class Loop {
   static constexpr int units = P::groups * T::of_thread, places = units * T::sides;  // of a thread
 
  protected:
-  // A CTA for each batch tile of the first direction, then for each of the second, which is the reverse.
-  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared)
+  // A CTA, or a cluster of them, for each batch tile of the first direction, then for each of the second, which is the
+  // reverse. rank: of the CTA in its cluster.
+  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared, int rank = 0)
       : s_(shape),
         T_(static_cast<int>(shape.T)),
         B_(static_cast<int>(shape.B)),
         H_(static_cast<int>(shape.H)),
+        first_unit_(rank * P::hidden),
+        units_(P::ctas == 1 ? H_ : within(H_ - first_unit_, P::hidden)),
         shared_(shared) {
     if constexpr (plain) s_.row_offsets = s_.lengths = nullptr, s_.resets = nullptr;
     const int tiles = static_cast<int>((B_ + P::columns - 1) / P::columns);
-    direction_ = blockIdx.x / tiles;
-    first_ = static_cast<int>(blockIdx.x % tiles) * P::columns;
+    direction_ = blockIdx.x / P::ctas / tiles;
+    first_ = static_cast<int>(blockIdx.x / P::ctas % tiles) * P::columns;
     s_.reverse = s_.reverse || direction_ > 0;
     descending_ = s_.reverse != backward;
     own_row_ = first_ + threadIdx.x % P::columns;
     own_length_ = length(own_row_);
   }
 
+  FUSEDRNN_DEVICE static int within(int count, int most) { return count < 0 ? 0 : count < most ? count : most; }
+
   // Of row b; 0 beyond the batch.
   FUSEDRNN_DEVICE int length(int b) const { return b < B_ ? static_cast<int>(length_of(s_, b)) : 0; }
 
   // What a step of the loop is in time.
   FUSEDRNN_DEVICE int t_of(int step) const { return descending_ ? T_ - 1 - step : step; }
-
-  // Where in shared memory a step finds the operand of its products and its input, and leaves its results.
-  FUSEDRNN_DEVICE static int operand_of(int step) { return step % 2 * P::operand_buffer; }
-  FUSEDRNN_DEVICE static int input_of(int step) { return P::ring_at + step % P::stages * P::ring_stage; }
-  FUSEDRNN_DEVICE static int results_of(int step) { return P::out_at + step % 2 * P::out_buffer; }
 
   // f(place) of every place of this thread, also of those beyond B and H.
   template <class F>
@@ -67,21 +67,36 @@ class Loop {
   template <class F>
   FUSEDRNN_DEVICE void each(F f) {
     each_place([&](const Place& p) {
-      if (p.b < B_ && p.unit < H_) f(p);
+      if (p.b < B_ && p.unit < units_) f(p);
     });
   }
 
-  FUSEDRNN_DEVICE int64_t state_at(const Place& p) const { return (direction_ * s_.B + p.b) * H_ + p.unit; }
+  // In [D, B, H], and in a gate of [D, gates, H].
+  FUSEDRNN_DEVICE int64_t state_at(const Place& p) const {
+    return (direction_ * s_.B + p.b) * H_ + first_unit_ + p.unit;
+  }
+  FUSEDRNN_DEVICE int64_t bias_at(const Place& p, int gates, int gate) const {
+    return (direction_ * gates + gate) * H_ + first_unit_ + p.unit;
+  }
+  // Of W [D, gates, H, width].
+  FUSEDRNN_DEVICE Matrix<Element> matrix(const Element* w, int gates, int width) const {
+    return {w + (direction_ * gates * H_ + first_unit_) * width,
+            H_,
+            width,
+            units_,
+            P::rotated ? first_unit_ : 0,
+            P::rotated ? P::units : INT32_MAX};
+  }
 
-  // The rows of the direction in an array of `width` elements each, in the order of their numbers.
+  // The rows of the direction in an array of `width` elements each, in the order of their numbers, from this CTA's units on.
   template <class E>
   FUSEDRNN_DEVICE Rows<E> dense(E* base, int64_t R, int64_t width) const {
-    return {base + direction_ * R * width, s_.B * width, width};
+    return {base + direction_ * R * width + first_unit_, s_.B * width, width};
   }
   // Its part of each row of both directions.
   template <class E>
   FUSEDRNN_DEVICE Rows<E> part(const Rows<E>& rows, int64_t width) const {
-    return {rows.base + direction_ * width, rows.step, rows.batch};
+    return {rows.base + direction_ * width + first_unit_, rows.step, rows.batch};
   }
 
   // Over the rows of the column whose rows this thread copies, from that of step 0 of the loop on.
@@ -104,15 +119,15 @@ class Loop {
   }
 
   // f(here, there) of those parts of a row, of 16 bytes each, that are this thread's: threads of the same row share it.
-  // In shared memory a row has `blocks` of `width` numbers, of which the first `count` are in memory.
+  // In shared memory a row has `blocks` of `width` numbers, of which the first `count` are in memory, where H follow.
   template <class E, int blocks, int width = P::hidden, class F>
   FUSEDRNN_DEVICE void each_part(int count, F f) {
-    constexpr int block = width * static_cast<int>(sizeof(E)), at_once = P::threads / P::columns * 16;
-    const int first = threadIdx.x / P::columns * 16, bytes = count * static_cast<int>(sizeof(E));
+    constexpr int size = sizeof(E), block = width * size, at_once = P::threads / P::columns * 16;
+    const int first = threadIdx.x / P::columns * 16;
 #pragma unroll
     for (int k = 0; k < block * blocks; k += at_once) {
       const int here = k + first, within = here % block;
-      if (within < bytes && here < block * blocks) f(here, here / block * bytes + within);
+      if (within < count * size && here < block * blocks) f(here, here / block * H_ * size + within);
     }
   }
   template <int blocks, int width = P::hidden, class E>
@@ -123,7 +138,7 @@ class Loop {
   }
   template <int blocks, class E>
   FUSEDRNN_DEVICE void store(E* to, uint32_t from) {
-    each_part<E, blocks>(H_, [&](int here, int there) {
+    each_part<E, blocks>(units_, [&](int here, int there) {
       *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(to) + there) = arch::load_shared_16(from + here);
     });
   }
@@ -135,6 +150,7 @@ class Loop {
 
   Shape s_;
   int T_, B_, H_;
+  int first_unit_, units_;  // of H, those of this CTA
   unsigned char* shared_;
   int direction_;
   int first_;

@@ -5,8 +5,10 @@
 // gates and units so that it has all gates of its units, and a step needs no exchange but that of the new state.
 #pragma once
 
+#include <type_traits>
+
 #include "../shape.h"
-#include "numbers.cuh"
+#include "staging.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -22,9 +24,10 @@ class TileWeights;
 
 // Of every way to deal out rows: `columns` rows of the batch, `rows` of them in shared memory; `units` of a group of a
 // warp's, of which `of_thread` are a thread's, with `sides` of the columns each. A product takes `bytes` of the operand,
-// and so many 16 bytes of a thread's weights as `in_memory` says.
+// and so many 16 bytes of a thread's weights as `in_memory` says. `parts` warps have the same rows, and a part of the depth
+// each: to add what they have summed a thread has `shared_sums` floats of shared memory for each group.
 struct OfTiles {
-  static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32;
+  static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32, parts = 1, shared_sums = 0;
   template <class P, class Products>
   using Weights = TileWeights<P, Products>;
 };
@@ -32,6 +35,7 @@ struct OfTiles {
 // RNN, GRU: a tile is a gate of 16 units, and units g and g + 8 are a thread's.
 template <Cell cell>
 struct Tiling : OfTiles {
+  using One = Tiling;
   static constexpr int gates = static_cast<int>(gates_of(cell)), units = 16, tiles = gates, of_thread = 2;
   static constexpr int in_memory = tiles;
 
@@ -45,6 +49,7 @@ struct Tiling : OfTiles {
 // LSTM: two tiles hold the four gates of 8 units, of which unit g is a thread's.
 template <>
 struct Tiling<Cell::lstm> : OfTiles {
+  using One = Tiling;
   static constexpr int gates = 4, units = 8, tiles = 2, of_thread = 1;
   static constexpr int in_memory = tiles;
 
@@ -55,18 +60,47 @@ struct Tiling<Cell::lstm> : OfTiles {
   }
 };
 
-// What a warp multiplies: the rows of its gates and units.
+// The same where `parts_` warps share their rows. Each of them has a share of the places that one would have.
+template <Cell cell, int parts_>
+struct SplitTiling : Tiling<cell> {
+  using typename Tiling<cell>::One;
+  static constexpr int parts = parts_, places = One::of_thread * One::sides / parts;  // of a thread, in a group
+  static constexpr int sides = places < One::sides ? places : One::sides, of_thread = places / sides;
+  static constexpr int vectors = (places * One::gates + 3) / 4, shared_sums = parts * vectors * 4;
+  static_assert(places * parts == One::of_thread * One::sides);
+};
+
+// Units dealt out to threads as they come, a column to each of 8: for what tiles do not sum.
+template <class P, class Products>
+class PartialWeights;
+
+struct Spread : OfTiles {
+  static constexpr int gates = 1, units = 32 / columns, of_thread = 1, sides = 1, in_memory = 1;
+  template <class P, class Products>
+  using Weights = PartialWeights<P, Products>;
+};
+
+// What a warp multiplies: the rows of its gates and units, or a part of them: of each `parts` pairs of products one.
 // Products says how many along the depth there are, how many of them find the weights in registers, and where the weights
 // of the others lie; and the bytes from row to row of what they multiply.
 template <class P, class Products>
 class TileWeights {
  public:
   using T = typename P::Tiles;
+  using One = typename T::One;
   using Element = typename P::Element;
-  using Sums = float[P::groups][T::tiles][4];
+  static constexpr int parts = T::parts, places = T::of_thread * T::sides;  // of a thread, in a group
+  static constexpr int chains = P::groups * T::tiles < 4 ? 4 / (P::groups * T::tiles) : 1;
+  using Whole = float[P::groups][T::tiles][4];
+  using Chains = Whole[chains];  // products in a chain wait for each other, so that there are at least three
+  using Sums = std::conditional_t<parts == 1, Whole, float[P::groups][places][T::gates]>;
 
   FUSEDRNN_DEVICE static float sum(const Sums& sums, const Place& p, int gate) {
-    return T::sum(sums[p.own / T::of_thread], gate, p.own % T::of_thread, p.side);
+    if constexpr (parts == 1) {
+      return T::sum(sums[p.own / T::of_thread], gate, p.own % T::of_thread, p.side);
+    } else {
+      return sums[p.at / places][p.at % places][gate];
+    }
   }
 
   // f(place) of every place of this thread; first: the first row of the batch tile.
@@ -74,22 +108,22 @@ class TileWeights {
   FUSEDRNN_DEVICE static void each_place(int first, const F& f) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int own = 0; own < P::groups * T::of_thread; ++own) {
-      const int unit = first_unit(own / T::of_thread) + T::unit(own % T::of_thread, lane / 4);
-#pragma unroll
-      for (int side = 0; side < T::sides; ++side) {
-        const int column = lane % 4 * T::sides + side;
-        f(Place{first + column, column, unit, own * T::sides + side, own, side});
-      }
+    for (int at = 0; at < P::groups * places; ++at) {
+      const int among = part() * places + at % places;  // those of a group
+      const int unit = first_unit(at / places) + T::unit(among / One::sides, lane / 4);
+      const int column = lane % 4 * One::sides + among % One::sides;
+      f(Place{first + column, column, unit, at, at / T::sides, at % T::sides});
     }
   }
 
-  // w: [gates, H, width] in memory. A lane reads no words from shared memory but those it wrote.
-  FUSEDRNN_DEVICE void load(unsigned char* shared, const Element* w, int H, int width) {
+  // A lane reads no words from shared memory but those it wrote.
+  FUSEDRNN_DEVICE void load(unsigned char* shared, const Matrix<Element>& w) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int own = Products::weights_at + (threadIdx.x / 32 * P::groups * T::tiles * in_shared * 32 + lane) * 16;
     own_ = arch::shared_address(shared) + own;
-    P::Staging::template all<P, Products>(shared, w, H, width, [&](int k, auto word) {
+    P::Staging::template all<P, Products>(shared, w, [&](int product, auto word) {
+      const int k = product / (2 * parts) * 2 + product % 2;
+      if (product / 2 % parts != part()) return;
 #pragma unroll
       for (int group = 0; group < P::groups; ++group) {
 #pragma unroll
@@ -111,54 +145,126 @@ class TileWeights {
     });
   }
 
-  // The rows times the state at `h`. A few loads go out before the products that need them; products in a chain wait for
-  // each other, so that there are at least three chains.
+  // The rows times the state at `h`.
   FUSEDRNN_DEVICE void multiply(uint32_t h, Sums& sums) const {
-    constexpr int products = P::groups * T::tiles, chains = products < 4 ? 4 / products : 1, at_once = 8;
-    static_assert(Products::depth % 2 == 0);
-    float parts[chains][P::groups][T::tiles][4] = {};
+    Chains found = {};
+    add<0, Products::depth>(h, found);
+    total(found, sums);
+  }
+
+  // The products of this warp from `from` to `to`. A few loads go out before the products that need them.
+  template <int from, int to>
+  FUSEDRNN_DEVICE void add(uint32_t h, Chains& found) const {
+    constexpr int at_once = 8;
+    static_assert(from % 2 == 0 && to % 2 == 0);
     const int lane = threadIdx.x % 32;
-    const uint32_t row = h + lane % 8 * Products::operand_row + lane / 8 * 16;
+    const uint32_t row = h + lane % 8 * Products::operand_row + lane / 8 * 16 + part() * 2 * T::bytes;
 #pragma unroll
-    for (int first = 0; first < Products::depth; first += at_once) {
-      constexpr int most = at_once < Products::depth ? at_once : Products::depth;
+    for (int first = from; first < to; first += at_once) {
+      constexpr int most = at_once < to - from ? at_once : to - from;
       uint4 b[most / 2];
 #pragma unroll
-      for (int k = 0; k < most && first + k < Products::depth; k += 2)
-        b[k / 2] = arch::load_tiles(row + (first + k) * T::bytes);
+      for (int k = 0; k < most && first + k < to; k += 2)
+        b[k / 2] = arch::load_tiles(row + (first + k) * parts * T::bytes);
 #pragma unroll
-      for (int k = 0; k < most && first + k < Products::depth; ++k) {
+      for (int k = 0; k < most && first + k < to; ++k) {
         const uint4 two = b[k / 2];
         const uint32_t one[2] = {k % 2 ? two.z : two.x, k % 2 ? two.w : two.y};
 #pragma unroll
         for (int group = 0; group < P::groups; ++group) {
 #pragma unroll
           for (int tile = 0; tile < T::tiles; ++tile)
-            multiply(group, tile, first + k, one, parts[k % chains][group][tile]);
+            multiply(group, tile, first + k, one, found[k % chains][group][tile]);
         }
       }
     }
+  }
+
+  FUSEDRNN_DEVICE static void total(const Chains& found, Whole& sums) {
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
 #pragma unroll
       for (int tile = 0; tile < T::tiles; ++tile) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          float sum = parts[0][group][tile][i];
+          float sum = found[0][group][tile][i];
 #pragma unroll
-          for (int chain = 1; chain < chains; ++chain) sum += parts[chain][group][tile][i];
+          for (int chain = 1; chain < chains; ++chain) sum += found[chain][group][tile][i];
           sums[group][tile][i] = sum;
         }
       }
     }
   }
 
+  // What each of several parts has summed, to those whose places it is of; after a barrier each adds its own.
+  FUSEDRNN_DEVICE static void share(unsigned char* shared, const Whole& sums) {
+#pragma unroll
+    for (int group = 0; group < P::groups; ++group) {
+#pragma unroll
+      for (int to = 0; to < parts; ++to) {
+        float values[T::vectors * 4] = {};
+#pragma unroll
+        for (int i = 0; i < places * T::gates; ++i) {
+          const int among = to * places + i / T::gates;
+          values[i] = One::sum(sums[group], i % T::gates, among / One::sides, among % One::sides);
+        }
+#pragma unroll
+        for (int k = 0; k < T::vectors; ++k) {
+          const float* const v = values + 4 * k;
+          *shared_sums(shared, group, to, part(), k) = {v[0], v[1], v[2], v[3]};
+        }
+      }
+    }
+  }
+
+  FUSEDRNN_DEVICE static void collect(unsigned char* shared, Sums& sums) {
+#pragma unroll
+    for (int group = 0; group < P::groups; ++group) {
+      float values[T::vectors][4] = {};
+#pragma unroll
+      for (int from = 0; from < parts; ++from) {
+#pragma unroll
+        for (int k = 0; k < T::vectors; ++k) {
+          const float4 v = *shared_sums(shared, group, part(), from, k);
+          values[k][0] += v.x, values[k][1] += v.y, values[k][2] += v.z, values[k][3] += v.w;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < places * T::gates; ++i) sums[group][i / T::gates][i % T::gates] = values[i / 4][i % 4];
+    }
+  }
+
+  // f(at, column) of every 16 bytes that the units of a row take which are this warp's, each of one lane: where they are
+  // in the row. `count` times as many are dealt out: the last argument says which.
+  template <int count, class F>
+  FUSEDRNN_DEVICE static void each_packet(const F& f) {
+    constexpr int pieces = 8 * P::size / 16, columns = 4 * T::sides, all = P::groups * T::of_thread * columns * pieces;
+#pragma unroll
+    for (int k = 0; k < count * all; k += 32) {
+      const int number = k + threadIdx.x % 32, packet = number % all;
+      if (count * all % 32 && number >= count * all) break;
+      const int piece = packet % pieces, column = packet / pieces % columns, own = packet / (pieces * columns);
+      const int among = part() * places + own % T::of_thread * T::sides + column % T::sides;
+      f((first_unit(own / T::of_thread) + T::unit(among / One::sides, 0)) * P::size + piece * 16,
+        column / T::sides * One::sides + among % One::sides, number / all);
+    }
+  }
+
  private:
   static constexpr int in_shared = Products::depth - Products::resident;
 
-  // Of the layer, that is the first of a group of this warp.
+  FUSEDRNN_DEVICE static int part() { return parts == 1 ? 0 : static_cast<int>(threadIdx.x) / 32 % parts; }
+
+  // Of the CTA, that is the first of a group of this warp.
   FUSEDRNN_DEVICE static int first_unit(int group) {
-    return (static_cast<int>(threadIdx.x) / 32 * P::groups + group) * T::units;
+    return (static_cast<int>(threadIdx.x) / (32 * parts) * P::groups + group) * T::units;
+  }
+
+  // What the warp of part `from` has for that of part `to`, of all with the same rows; the number k of its 16 bytes.
+  FUSEDRNN_DEVICE static float4* shared_sums(unsigned char* shared, int group, int to, int from, int k) {
+    const int rows = threadIdx.x / (32 * parts), lane = threadIdx.x % 32;
+    const int at = ((((rows * P::groups + group) * parts + to) * parts + from) * T::vectors + k) * 32 + lane;
+    return reinterpret_cast<float4*>(shared + P::sums_at) + at;
   }
 
   // From own_ on, of weights that are not in registers.
@@ -177,6 +283,41 @@ class TileWeights {
 
   uint32_t registers_[P::groups][T::tiles][Products::resident > 0 ? Products::resident : 1][4];
   uint32_t own_;
+};
+
+// What the CTAs of a cluster multiply backward: each the gates of its own units, with what they are of all units.
+template <class P>
+struct OfAllUnits : P {
+  using Tiles = Tiling<Cell::rnn_tanh>;
+  static constexpr int groups = P::weight_groups;
+};
+
+template <class P, class Products>
+class PartialWeights : public TileWeights<OfAllUnits<P>, OfAllUnits<P>> {
+  using T = typename P::Tiles;
+
+ public:
+  using OfTiles = TileWeights<OfAllUnits<P>, OfAllUnits<P>>;
+
+  // Of the CTA's own units.
+  template <class F>
+  FUSEDRNN_DEVICE static void each_place(int first, const F& f) {
+    const int column = threadIdx.x % T::columns;
+#pragma unroll
+    for (int at = 0; at < P::groups; ++at) {
+      const int unit = static_cast<int>(threadIdx.x) / T::columns + at * (P::threads / T::columns);
+      f(Place{first + column, column, unit, at, at, 0});
+    }
+  }
+
+  // f(unit, column, a, b) of every two columns that this thread has summed: of the first one its number, and both sums.
+  template <class F>
+  FUSEDRNN_DEVICE static void each_pair(const typename OfTiles::Sums& sums, const F& f) {
+    OfTiles::each_place(0, [&](const Place& p) {
+      const auto sum = [&](int side) { return OfTiles::T::sum(sums[p.own / 2], 0, p.own % 2, side); };
+      if (p.side == 0) f(p.unit, p.column, sum(0), sum(1));
+    });
+  }
 };
 
 }  // namespace fusedrnn::cuda

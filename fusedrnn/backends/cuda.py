@@ -1,8 +1,9 @@
-"""The CUDA kernels (csrc/cuda): a whole sequence in one launch, of layers whose recurrent weights one processor holds.
+"""The CUDA kernels (csrc/cuda): a whole sequence in one launch, of layers whose recurrent weights one processor or a
+cluster of them holds.
 
-A CTA takes 8 rows of the batch in one direction, one or two where float32 is not to lose bits. The products that need
-no state are torch's: x W_ih before the loop unless the schedule is concat, the gradients of weights and of x after it;
-those of the biases are summed in the loop.
+A CTA, or a cluster, takes 8 rows of the batch in one direction, one or two where float32 is not to lose bits. The
+products that need no state are torch's: x W_ih before the loop unless the schedule is concat, the gradients of weights
+and of x after it; those of the biases are summed in the loop.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def _launch(way: str, call: Call, operands: Sequence[Tensor | int | None]) -> No
     stream = 0 if ON_HOST else torch.cuda.current_stream().cuda_stream
     numbers, address = NUMBERS.index(_numbers(call)), ctypes.addressof(words)
     run = _cuda_library.function(way)
-    if error := run(numbers, address, len(words), call.D, _tile(call), _shared(), stream):
+    if error := run(numbers, address, len(words), call.D, _tile(call), *_limits(), stream):
         raise RuntimeError(f"cuda: {error.decode()}")
 
 
@@ -174,7 +175,7 @@ def _beyond_its_kernels(way: str, problem: Problem) -> str:
     """Why no kernel is large enough, or nothing."""
     concat = way == "forward" and _concat(problem.schedule, problem.tokens)
     inputs = _padded(problem.I, problem.dtype) if concat else 0
-    most = _most_hidden(way, problem.cell, _numbers(problem), _tile(problem), inputs, _shared())
+    most = _most_hidden(way, problem.cell, _numbers(problem), _tile(problem), inputs, *_limits())
     if most >= problem.H:
         return ""
     kernels = f"{way} with I={problem.I} in the loop" if concat else way
@@ -241,9 +242,16 @@ def _missing(device: int | None) -> str:
     return (_cuda_library.function("missing")() or b"").decode()
 
 
-def _shared() -> int:
-    """Bytes of shared memory that a CTA may have."""
-    return HOPPER_SHARED if ON_HOST else _properties(_device()).shared_memory_per_block_optin
+def _limits() -> tuple[int, int]:
+    """Bytes of shared memory that a CTA may have, and CTAs that a cluster may."""
+    if ON_HOST:
+        return HOPPER_SHARED, _ctas(None)
+    return _properties(_device()).shared_memory_per_block_optin, _ctas(_device())
+
+
+@functools.cache
+def _ctas(device: int | None) -> int:
+    return _cuda_library.function("ctas")()
 
 
 def _processors() -> int:
@@ -256,7 +264,7 @@ def _properties(device: int) -> Any:
 
 
 @functools.cache
-def _most_hidden(way: str, cell: str, numbers: str, tile: int, inputs: int, shared: int) -> int:
+def _most_hidden(way: str, cell: str, numbers: str, tile: int, inputs: int, shared: int, ctas: int) -> int:
     """The largest H that a kernel serves; inputs: those of x that are multiplied in it."""
     served = _cuda_library.function(f"{way}_hidden")
-    return served(NUMBERS.index(numbers), tile, CELLS.index(cell), inputs, shared)
+    return served(NUMBERS.index(numbers), tile, CELLS.index(cell), inputs, shared, ctas)

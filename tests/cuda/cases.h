@@ -11,6 +11,7 @@
 namespace cases {
 
 inline std::string chosen;  // the cases run whose names contain it
+inline int mistake = 0;     // the number of the one that is made, or 0
 inline int failed = 0;
 
 // `launch` returns the report of a kernel, and throws unless all is well.
@@ -27,10 +28,11 @@ void check(const std::string& name, Launch launch) {
   std::fflush(stdout);
 }
 
-// PROGRAM SEED [NAME]
+// PROGRAM SEED [NAME [MISTAKE]]
 inline int main_of(int count, char** arguments, void (*all)()) {
   fusedrnn::host::set_seed(count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0);
   if (count > 2) chosen = arguments[2];
+  if (count > 3) mistake = std::atoi(arguments[3]);
   all();
   std::printf("%d failed\n", failed);
   return failed != 0;

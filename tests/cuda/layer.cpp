@@ -1,4 +1,5 @@
 // Layers of every cell, number and option.
+#include "cases.h"
 #include "layer.h"
 
 namespace {

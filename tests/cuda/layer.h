@@ -14,8 +14,8 @@ inline double positive(double x) { return x > 0; }
 
 }  // namespace fusedrnn::cuda
 
-#include "backward.cuh"
-#include "forward.cuh"
+#include "cluster_backward.cuh"
+#include "cluster_forward.cuh"
 
 namespace layers {
 
@@ -107,7 +107,11 @@ class Layer {
     if (options.saves) f.saved = saved.device, f.cells = cells.device;
     for (auto* array : {&y, &h_n, &c_n, &saved}) array->poison();
     cells.poison();
-    launch(forward_kernel<P, true>, forward_kernel<P, false>, P::threads, P::shared, f);
+    if constexpr (P::ctas > 1) {
+      launch<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>, f);
+    } else {
+      launch<P>(forward_kernel<P, true>, forward_kernel<P, false>, f);
+    }
     for (auto* array : {&y, &h_n, &c_n, &saved}) array->read();
     cells.read();
     for (int64_t d = 0; d < D; ++d) {
@@ -129,7 +133,11 @@ class Layer {
     f.dgates = dgates.device, f.before = before.device, f.dh0 = dh0.device, f.dc0 = dc0.device, f.db = db.device;
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->poison();
     db.poison();
-    launch(backward_kernel<Q, true>, backward_kernel<Q, false>, Q::threads, Q::shared, f);
+    if constexpr (Q::ctas > 1) {
+      launch<Q>(cluster_backward_kernel<Q, true>, cluster_backward_kernel<Q, false>, f);
+    } else {
+      launch<Q>(backward_kernel<Q, true>, backward_kernel<Q, false>, f);
+    }
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->read();
     db.read();
     sums.assign(D * tiles() * blocks * H, 0);
@@ -175,11 +183,14 @@ class Layer {
     return s;
   }
 
-  template <class Arguments>
-  void launch(void (*plain)(Arguments), void (*any)(Arguments), int threads, int shared, const Arguments& arguments) {
+  template <class Plan, class Arguments>
+  void launch(void (*plain)(Arguments), void (*any)(Arguments), const Arguments& arguments) {
     const bool is_plain = !options.lengths && !options.packed && !options.resets && !options.tokens;
     const auto kernel = is_plain ? plain : any;
-    const micro::Shape grid{.ctas = static_cast<int>(tiles() * D), .threads = threads, .shared = size_t(shared)};
+    const micro::Shape grid{.ctas = static_cast<int>(tiles() * D) * Plan::ctas,
+                            .threads = Plan::threads,
+                            .cluster = Plan::ctas,
+                            .shared = size_t(Plan::shared)};
     micro::allow(kernel, grid);
     const micro::Config config(grid);
     micro::check(cudaLaunchKernelEx(&config, kernel, arguments));

@@ -1,4 +1,5 @@
 // One layer, for mistakes made in what all have in common.
+#include "cases.h"
 #include "layer.h"
 
 namespace {

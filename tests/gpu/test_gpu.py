@@ -65,7 +65,7 @@ def test_16_bit_error_is_at_most_twice_that_of_torch(sample, backend, dtype):
     assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda")
 
 
-ON_ONE_PROCESSOR = (
+ON_CHIP = (
     dict(T=1, B=1, I=1, H=8),
     dict(T=20, B=3, I=7, H=16, saturating=True),
     dict(T=9, B=5, I=6, H=24, strided=True, batch_first=True),
@@ -79,8 +79,12 @@ ON_ONE_PROCESSOR = (
     dict(T=35, B=16, I=64, H=128),
     dict(T=35, B=16, I=64, H=192),
     dict(T=35, B=16, I=64, H=256),
+    dict(T=21, B=9, I=20, H=264, D=2, lengths="packed"),
+    dict(T=11, B=4, I=27, H=504, tokens=True, resets=True),
+    dict(T=35, B=200, I=64, H=512),
+    dict(T=9, B=5, I=6, H=1000, reverse=True),
 )
-HELD = [Sample(cell, **size) for cell in cuda.CELLS if cell != "rnn_relu" for size in ON_ONE_PROCESSOR]
+HELD = [Sample(cell, **size) for cell in cuda.CELLS if cell != "rnn_relu" for size in ON_CHIP]
 
 
 @pytest.mark.parametrize(
@@ -89,22 +93,23 @@ HELD = [Sample(cell, **size) for cell in cuda.CELLS if cell != "rnn_relu" for si
     ids=str,
 )
 @pytest.mark.parametrize(("sample", "backend"), cases(["cuda"], torch.bfloat16, HELD, "cuda"))
-def test_weights_of_one_processor_error_is_at_most_twice_that_of_torch(sample, backend, dtype, precision):
+def test_weights_on_chip_error_is_at_most_twice_that_of_torch(sample, backend, dtype, precision):
     skip_unless_served(sample, backend, dtype, precision)
     with grid.float32_precision(precision):
         assert_close_to_float64(sample, backend, dtype, draws=2, device="cuda", precision=precision)
 
 
 @pytest.mark.parametrize(("sample", "backend"), cases(["cuda"], torch.bfloat16, HELD[5:], "cuda"))
-def test_results_of_one_processor_repeat_bit_for_bit(sample, backend):
+def test_results_of_weights_on_chip_repeat_bit_for_bit(sample, backend):
     first, second = (run(sample, backend, torch.bfloat16, device="cuda") for _ in range(2))
     assert_equal(first, second)
 
 
 @pytest.mark.skipif(bool(REGISTRY["cuda"].unavailable_reason()), reason=REGISTRY["cuda"].unavailable_reason() or "")
+@pytest.mark.parametrize("hidden", [64, 264])
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
-def test_cuda_in_a_graph_of_the_users_own(cell):
-    layer = getattr(fusedrnn, cell)(24, 64, backend="cuda", device="cuda", dtype=torch.bfloat16)
+def test_cuda_in_a_graph_of_the_users_own(cell, hidden):
+    layer = getattr(fusedrnn, cell)(24, hidden, backend="cuda", device="cuda", dtype=torch.bfloat16)
     assert_graphs_replay(layer, torch.randn(17, 3, 24, device="cuda", dtype=torch.bfloat16))
 
 

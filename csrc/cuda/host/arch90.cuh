@@ -63,6 +63,7 @@ FUSEDRNN_DEVICE uint32_t load_acquire_cluster(uint32_t from) {
 FUSEDRNN_DEVICE void barrier_init(uint32_t barrier, uint32_t arrivals) { host::initialise(barrier, arrivals); }
 FUSEDRNN_DEVICE void fence_barrier_init() {}
 FUSEDRNN_DEVICE void arrive_expecting(uint32_t barrier, uint32_t bytes) { host::arrive(barrier, bytes); }
+FUSEDRNN_DEVICE void arrive(uint32_t barrier) { host::arrive(barrier, 0); }
 FUSEDRNN_DEVICE bool try_wait(uint32_t barrier, uint32_t parity) { return host::try_wait(barrier, parity); }
 FUSEDRNN_DEVICE bool try_wait_cta(uint32_t barrier, uint32_t parity) { return host::try_wait(barrier, parity); }
 

@@ -5,7 +5,8 @@
 // threads that fall asleep, which lets some fall far behind. All draws come from a seed: the same seed is the same run.
 // When nobody can go on and nothing is to happen, the launch has failed and tells what everyone waits for.
 //
-// The CTAs are threads of the operating system, which take turns: __shared__ variables are thread_local to them.
+// The CTAs take turns. Where a program has __shared__ variables they are threads of the operating system, to which these
+// are thread_local.
 //
 // Memory is sequentially consistent, except for what store_cluster_16 writes: neither missing fences nor missing
 // acquires are found. Nor are races between two points where threads switch.
@@ -57,7 +58,9 @@ class Grid {
   static constexpr unsigned kSleepy = 256;      // one pause, one waking up in so many takes long
 
   static void enter();
+  void prepare(Cta& cta);
   void serve(Cta& cta);
+  Cta* turn(Cta& cta);
   void step(Cta& cta);
   void leave(Thread& thread);
   void depart(Meeting& meeting);
@@ -116,41 +119,56 @@ inline Grid::Grid(const LaunchShape& shape, std::function<void()> kernel, uint64
 inline std::string Grid::run() {
   grid = this;
   blockDim = dim3(shape_.threads), gridDim = dim3(shape_.ctas);
-  std::vector<std::thread> hosts;
-  for (Cta& cta : ctas_) {
-    hosts.emplace_back([&] { serve(cta); });
-    prepared_.acquire();
+  if (has_statics()) {
+    std::vector<std::thread> hosts;
+    for (Cta& cta : ctas_) {
+      hosts.emplace_back([&] { serve(cta); });
+      prepared_.acquire();
+    }
+    ctas_[0].turn.release();
+    for (auto& host : hosts) host.join();
+  } else {
+    for (Cta& cta : ctas_) prepare(cta);
+    for (Cta* cta = &ctas_[0]; cta && !over_;) cta = turn(*cta);
   }
-  ctas_[0].turn.release();
-  for (auto& host : hosts) host.join();
   grid = nullptr;
   return error_;
 }
 
-inline void Grid::serve(Cta& cta) {
+inline void Grid::prepare(Cta& cta) {
   try {
     cta.memory.prepare(shape_.dynamic_bytes);
   } catch (const std::exception& error) {
     fail(error.what());
   }
+}
+
+inline void Grid::serve(Cta& cta) {
+  prepare(cta);
   prepared_.release();
   cta.turn.acquire();
   while (!over_) {
-    try {
-      for (unsigned n = quantum_; n > 0 && !cta.ready.empty() && !over_; --n) step(cta);
-      Cta* const following = next();
-      if (following == &cta) continue;
-      if (following) {
-        following->turn.release();
-        cta.turn.acquire();
-      } else {
-        over_ = true;
-      }
-    } catch (const std::exception& error) {
-      fail(error.what());
+    Cta* const following = turn(cta);
+    if (following == &cta) continue;
+    if (following) {
+      following->turn.release();
+      cta.turn.acquire();
+    } else {
+      over_ = true;
     }
   }
   for (Cta& other : ctas_) other.turn.release();
+}
+
+// The CTA whose turn it is after this one's, none if it is over.
+inline Cta* Grid::turn(Cta& cta) {
+  try {
+    for (unsigned n = quantum_; n > 0 && !cta.ready.empty() && !over_; --n) step(cta);
+    return next();
+  } catch (const std::exception& error) {
+    fail(error.what());
+    return nullptr;
+  }
 }
 
 inline void Grid::step(Cta& cta) {

@@ -53,6 +53,8 @@ inline Bytes statics_of_this_thread() {
   return found;
 }
 
+inline bool has_statics() { return statics_of_this_thread().size > sizeof alignment_of_statics; }
+
 class SharedMemory {
  public:
   // In the thread of the CTA.

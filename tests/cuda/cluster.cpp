@@ -1,0 +1,30 @@
+// Layers whose recurrent weights a cluster holds.
+#include "cases.h"
+#include "layer.h"
+
+namespace {
+
+using namespace layers;
+using Bf16 = __nv_bfloat16;
+
+template <Cell cell, class Kind, int hidden, int warps, int ctas, int resident = 64>
+void by(const char* name, int64_t T, int64_t B, int64_t H, double tolerance, const Options& options) {
+  layer<ForwardPlan<cell, Kind, hidden, warps, resident, 0, ctas>,
+        BackwardPlan<cell, Kind, hidden, warps, resident, ctas>>(name, T, B, H, tolerance, options);
+}
+
+void all() {
+  by<Cell::rnn_tanh, Bf16, 32, 2, 2>("rnn by 2", 7, 8, 64, kBf16, {});
+  by<Cell::rnn_tanh, __half, 16, 1, 16>("rnn by 16", 5, 8, 200, kF16, {.reverse = true, .resets = true});
+  by<Cell::lstm, Bf16, 32, 4, 2>("lstm by 2", 7, 8, 64, kBf16, {});
+  by<Cell::lstm, Bf16, 32, 8, 4>("lstm by 4 in parts", 6, 9, 104, kBf16, {.directions = 2, .packed = true});
+  by<Cell::lstm, Bf16, 32, 4, 4, 2>("lstm by 4 in both", 3, 8, 128, kBf16, {});
+  by<Cell::lstm, Tf32, 16, 2, 8>("lstm by 8 in tf32", 4, 3, 100, kTf32, {.lengths = true});
+  by<Cell::gru, Bf16, 32, 4, 4>("gru by 4 in parts", 6, 8, 128, kBf16, {});
+  by<Cell::gru, Tf32, 32, 8, 4>("gru by 4 in four parts", 5, 8, 128, kTf32, {.tokens = true});
+  by<Cell::gru, Bf16, 16, 1, 4>("gru by 4", 0, 8, 64, kBf16, {});
+}
+
+}  // namespace
+
+int main(int count, char** arguments) { return cases::main_of(count, arguments, all); }
