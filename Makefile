@@ -40,7 +40,7 @@ gpu: ## measure the GPU, with a python3 that has torch; RESULTS=folder, MINUTES=
 	$$python -m benchmarks.gpu $(if $(RESULTS),--results '$(RESULTS)') $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(DRY),--dry)
 
-aot: build ## compile every Triton kernel for sm_80, sm_90, sm_100, and the CUDA kernels: spills; records sm_90a
+aot: build ## compile every Triton kernel for sm_80, sm_90, sm_100, and the CUDA kernels: spills; records what they are
 	$(BIN)/python -m benchmarks.aot
 	$(BIN)/python -m benchmarks.cubins --record
 	$(BIN)/python -m benchmarks.cubins

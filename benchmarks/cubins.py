@@ -1,7 +1,7 @@
 """The CUDA kernels (csrc/cuda) compiled ahead of time: what they use, what a step issues, how long that should take.
 
-python -m benchmarks.cubins [SM ...]   every kernel for 80, 86, 89 and 100, or the GPUs named; status 1 for a fault
-python -m benchmarks.cubins --record   the same for 90a, and what was found into benchmarks/results/cubins.json
+python -m benchmarks.cubins [SM ...]   every kernel for 80, 86 and 89, or the GPUs named; status 1 for a fault
+python -m benchmarks.cubins --record   the same for 90a and 100, and what was found into benchmarks/results/cubins.json
 python -m benchmarks.cubins --steps    a Markdown table of a step of inference, and of backward, on an H200
 
 The record is of these sources and of this compiler: tests take what it says, and compile some kernels again.
@@ -14,20 +14,19 @@ products that wait for each other, gates, writing the state, the barrier.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.aot import tool
-from benchmarks.gpu.library import KERNELS, NVCC
+from benchmarks.gpu.library import KERNELS, NVCC, sources
 from benchmarks.loops import BARRIER, CLOCK, SCHEDULERS, instructions, loops_of
 from benchmarks.record import RESULTS
 from fusedrnn.lm.files import write_atomically
@@ -37,7 +36,7 @@ REGISTERS = 65536  # of a multiprocessor
 COUNTED = ("BAR", "FFMA", "HMMA", "LDGSTS", "LDS", "LDSM", "MUFU", "STAS", "SYNCS")  # instructions; others together
 RECORD = RESULTS / "cubins.json"
 OF_GATES = 100  # multiplications and additions of the gates of a thread, at most
-CUT_FOR = "90"  # elsewhere a spill is told and no fault
+RECORDED = ("90a", "100")  # what kernels are cut for: elsewhere a spill is told and no fault
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 _NAME = re.compile(
@@ -107,15 +106,22 @@ class Kernel(NamedTuple):
         return GATES[self.cell] * self.hidden * columns * (2 if self.element in ("bf16", "f16") else 4)
 
     def products(self, columns: int) -> int:
-        """Of a warp in a step, with such a matrix: of 16 rows by 32 bytes of it each, or of a number for each lane."""
-        of_one = 4 * 32 if self.element == "ieee" else 16 * 32
-        return self.weights(columns) * (self.rows if self.element == "ieee" else 1) // (self.warps * of_one)
+        """Of a warp in a step, with such a matrix: of 16 rows by 32 bytes of it each, of which backward two are taken
+        together, or of a number for each lane."""
+        if self.element == "ieee":
+            return self.weights(columns) * self.rows // (self.warps * 4 * 32)
+        if self.way == "forward":
+            return self.weights(columns) // (self.warps * 16 * 32)
+        return columns // (self.warps * 16) * -(-self.weights(1) // 64) * 2
 
     @property
     def rows_of_weights(self) -> int:
         """Those of a thread, of a warp for tensor cores: it has all gates of some units, backward only units, in a
         cluster those of all its CTAs."""
         gates = GATES[self.cell] if self.way == "forward" else 1
+        if self.element == "ieee" and self.way == "backward" and self.ctas > 1:
+            threads = 32 * self.warps
+            return self.units * min(4, 8 * threads // self.units) // threads
         if self.element == "ieee":
             return gates * (1 if gates > 1 else 4)
         return gates * (self.hidden if self.way == "forward" else self.units) * self.parts // (self.warps * 16)
@@ -132,27 +138,20 @@ class Record(NamedTuple):
 
     sources: str
     compiler: str
-    kernels: list[Kernel]
+    kernels: dict[str, list[Kernel]]  # of a GPU
 
     def write(self) -> None:
-        rows = (json.dumps([*kernel[:-1], dict(sorted(kernel.step.items()))]) for kernel in self.kernels)
-        head = f'{{\n"sources": "{self.sources}",\n"compiler": "{self.compiler}",\n"kernels": [\n'
-        write_atomically(RECORD, (head + ",\n".join(rows) + "\n]\n}\n").encode())
+        parts = [f'"sources": "{self.sources}"', f'"compiler": "{self.compiler}"']
+        for sm, kernels in self.kernels.items():
+            rows = (json.dumps([*kernel[:-1], dict(sorted(kernel.step.items()))]) for kernel in kernels)
+            parts.append(f'"{sm}": [\n' + ",\n".join(rows) + "\n]")
+        write_atomically(RECORD, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
 
     @classmethod
     def read(cls) -> Record:
         found = json.loads(RECORD.read_bytes())
-        kernels = [Kernel(*row[:-1], Counter(row[-1])) for row in found["kernels"]]
+        kernels = {sm: [Kernel(*row[:-1], Counter(row[-1])) for row in found[sm]] for sm in RECORDED}
         return cls(found["sources"], found["compiler"], kernels)
-
-
-def sources() -> str:
-    """A sum over all that is compiled, and how."""
-    digest = hashlib.sha256(" ".join(map(str, (*NVCC[:-1], *COUNTED))).encode())
-    shared = (KERNELS.parent / name for name in ("cells.h", "shape.h"))
-    for file in sorted((*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *shared), key=lambda file: file.name):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def compiler() -> str:
@@ -277,8 +276,9 @@ def cycles(kernel: Kernel) -> tuple[float, float, float]:
     from_shared += kernel.weights(kernel.inputs)
     of_state = kernel.warps * depth * (kernel.rows if ieee else 2)  # a read is one cycle; by ldmatrix of two, four
     if ieee:
-        units = kernel.rows_of_weights // (GATES[kernel.cell] if kernel.way == "forward" else 1)
-        lanes = 32 * kernel.warps * units // kernel.hidden
+        forward = kernel.way == "forward"
+        units = kernel.rows_of_weights // (GATES[kernel.cell] if forward else 1)
+        lanes = 32 * kernel.warps * units // (kernel.hidden if forward else kernel.units)
         products = 4 * depth * ARITHMETIC + SHARED * (lanes.bit_length() - 1)
     else:
         products = MATRIX * (depth // max(1, 4 // kernel.rows_of_weights))
@@ -325,29 +325,31 @@ def _both_ways(sm: str, folder: Path) -> Iterable[list[Kernel]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__.partition("\n")[0])
-    parser.add_argument("gpus", nargs="*", metavar="SM", default=["80", "86", "89", "100"], help="80, 90a, ...")
-    parser.add_argument("--record", action="store_true", help="of 90a: what was found, for the tests")
+    parser.add_argument("gpus", nargs="*", metavar="SM", default=["80", "86", "89"], help="80, 90a, ...")
+    parser.add_argument("--record", action="store_true", help="of 90a and 100: what was found, for the tests")
     parser.add_argument("--steps", action="store_true", help="print what a step issues and should take")
     given = parser.parse_args(arguments)
     if given.record:
-        given.gpus = ["90a"]
+        given.gpus = RECORDED
     if given.steps:
         print_steps()
         return 0
-    every, at_fault = [], 0
+    every, at_fault = defaultdict(list), 0
     with tempfile.TemporaryDirectory() as folder:
         for sm in given.gpus:
             for kernels in _both_ways(sm, Path(folder)):
-                every += kernels
+                every[sm] += kernels
                 for kernel in kernels:
                     found = faults(kernel)
                     spills = [what for what in found if what.startswith("spills")]
-                    at_fault += bool(found) if sm.startswith(CUT_FOR) else len(found) > len(spills)
+                    at_fault += bool(found) if sm in RECORDED else len(found) > len(spills)
                     if found:
                         print(f"sm_{sm} {kernel}: {'; '.join(found)}", flush=True)
     if given.record:
         Record(sources(), compiler(), every).write()
-    print(f"{len(every)} CUDA kernels for sm_{', sm_'.join(given.gpus)}, {at_fault} of them at fault")
+    print(
+        f"{sum(map(len, every.values()))} CUDA kernels for sm_{', sm_'.join(given.gpus)}, {at_fault} of them at fault"
+    )
     return 1 if at_fault else 0
 
 

@@ -1,11 +1,14 @@
-"""The stages of `make gpu` for the CUDA kernels, without a GPU: building them, and the sanitizer's verdict."""
+"""The stages of `make gpu` for the CUDA kernels, without a GPU: building them, the sanitizer's verdict, the soak's."""
 
+import json
 import shutil
 import subprocess
 
+import jsonschema
 import pytest
 
-from benchmarks.gpu import library, micro, sanitizer, stages
+from benchmarks.gpu import library, micro, sanitizer, soak, stages
+from benchmarks.record import RESULTS
 from fusedrnn import _cuda_library
 from fusedrnn.dispatch import REGISTRY
 
@@ -89,14 +92,14 @@ def test_the_verdict_of_the_sanitizer(script, outcome, said, monkeypatch, a_fold
     if script is not None:
         a_folder_of_tools("compute-sanitizer", script)
     found = sanitizer.run("memcheck", 1)
-    assert (found["tool"], found["outcome"], found["said"]) == ("memcheck", outcome, said)
+    assert (found["name"], found["outcome"], found["said"]) == ("compute-sanitizer memcheck", outcome, said)
 
 
 def test_without_the_kernels_there_is_nothing_to_check(a_folder_of_tools):
     a_folder_of_tools("compute-sanitizer", "exit 0")
     if reason := REGISTRY["cuda"].unavailable_reason():
         assert sanitizer.run("racecheck", 1) == {
-            "tool": "racecheck",
+            "name": "compute-sanitizer racecheck",
             "outcome": "skipped",
             "seconds": 0.0,
             "said": reason,
@@ -105,7 +108,51 @@ def test_without_the_kernels_there_is_nothing_to_check(a_folder_of_tools):
 
 def test_the_stage_keeps_the_verdicts_and_fails_with_them(tmp_path, monkeypatch):
     verdicts = {"memcheck": "passed", "racecheck": "failed"}
-    monkeypatch.setattr(sanitizer, "run", lambda tool, seconds: {"tool": tool, "outcome": verdicts[tool]})
+    found = {tool: {"name": tool, "outcome": outcome, "seconds": 1.0, "said": ""} for tool, outcome in verdicts.items()}
+    monkeypatch.setattr(sanitizer, "run", lambda tool, seconds: found[tool])
     place = stages.Place(tmp_path)
-    assert stages.run_sanitizer(place, stages.time.monotonic() + 5) == 1
-    assert '"racecheck"' in place.file("sanitizer").read_text()
+    assert stages.run_sanitizer(place, soon()) == 1
+    assert kept(place, "sanitizer") == list(found.values())
+
+
+def kept(place: stages.Place, stage: str) -> list[dict]:
+    content = json.loads(place.file(stage).read_text())
+    jsonschema.validate(content, json.loads((RESULTS / "schema.json").read_text()))
+    return content["tests"]
+
+
+def soon() -> float:
+    return stages.time.monotonic() + 5
+
+
+def test_a_soak_is_run_once_for_each_state_of_the_kernels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(REGISTRY["cuda"], "unavailable_reason", lambda: None)
+    monkeypatch.setattr(stages, "RESULTS", tmp_path / "earlier")
+    monkeypatch.setattr(soak, "WHOLE", 3)
+    monkeypatch.setattr(
+        soak, "soak", lambda numbers: ((f"layer {k}", "too far" if k == wrong else "") for k in numbers)
+    )
+    place, wrong = stages.Place(tmp_path), 1
+    assert stages.run_soak(place, soon()) == 1
+    [verdict] = kept(place, "soak")
+    assert (verdict["outcome"], verdict["said"]) == ("failed", "layer 1: too far")
+    wrong = None
+    assert stages.run_soak(place, stages.time.monotonic()) == 0
+    [verdict] = kept(place, "soak")
+    assert (verdict["outcome"], verdict["said"]) == ("skipped", "1 were right in the time there was")
+    assert stages.run_soak(place, soon()) == 0
+    assert kept(place, "soak")[0]["outcome"] == "passed"
+    capsys.readouterr()
+    assert stages.run_soak(place, soon()) == 0
+    assert capsys.readouterr().out == "all run before\n"
+    monkeypatch.setattr(stages.library, "sources", lambda: "others")
+    assert stages.run_soak(place, soon()) == 0
+    assert capsys.readouterr().out == "3 layers, 0 wrong\n"
+
+
+def test_a_soak_without_the_kernels_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(REGISTRY["cuda"], "unavailable_reason", lambda: "not built")
+    place = stages.Place(tmp_path)
+    assert stages.run_soak(place, soon()) == 0
+    [verdict] = kept(place, "soak")
+    assert (verdict["outcome"], verdict["said"]) == ("skipped", "not built")

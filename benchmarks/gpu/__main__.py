@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import micro, plan, stages, steps, table
+from benchmarks.gpu import micro, plan, soak, stages, steps, table
 from benchmarks.record import RESULTS
 from fusedrnn.lm.files import write_atomically
 
@@ -46,6 +46,7 @@ def shares() -> list[Share]:
         Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 100, 0.5),
         Share("tests", "the tests marked gpu", 90, 0.4),
         Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.2),
+        Share("soak", f"{soak.WHOLE} random layers on the CUDA kernels, unless they were run before", 200, 0.3),
         Share(
             "steps",
             f"{len(whole)} rows of whole training steps, launched one by one and as one graph",
@@ -112,8 +113,8 @@ def show_tables(place: stages.Place) -> None:
     print(table.short(physics, cudnn, fusedrnn, tests))
     if whole := steps.table(place.rows("steps").rows):
         print(f"\n{whole}")
-    for checked in _kept(place.file("sanitizer"), "runs"):
-        print(f"compute-sanitizer {checked['tool']}: {checked['outcome']} {checked['said']}".rstrip())
+    for checked in (*_kept(place.file("sanitizer"), "tests"), *_kept(place.file("soak"), "tests")):
+        print(f"{checked['name']}: {checked['outcome']} {checked['said']}".rstrip())
     print(f"\nkept in {place.folder}; every problem, with its floor, in {path}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,15 @@ def build(seconds: float) -> str:
         return f"nvcc failed: {done.stderr.strip()[-2000:]}"
     part.rename(_cuda_library.path())
     return missing()
+
+
+def sources() -> str:
+    """A sum over all that is compiled, and how."""
+    digest = hashlib.sha256(" ".join(map(str, NVCC[:-1])).encode())
+    shared = (KERNELS.parent / name for name in ("cells.h", "shape.h"))
+    for file in sorted((*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *shared), key=lambda file: file.name):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def missing() -> str:

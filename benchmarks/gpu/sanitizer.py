@@ -26,23 +26,24 @@ NOT_HERE = "Device not supported"  # said where a virtual machine hides the hard
 
 def run(tool: str, seconds: float) -> dict:
     """What the tool says of the layers: passed, failed, or skipped with the reason."""
+    name = f"compute-sanitizer {tool}"
     path = shutil.which("compute-sanitizer")
     missing = "compute-sanitizer is not on the path" if path is None else REGISTRY["cuda"].unavailable_reason()
     if missing:
-        return {"tool": tool, "outcome": "skipped", "seconds": 0.0, "said": missing}
+        return {"name": name, "outcome": "skipped", "seconds": 0.0, "said": missing}
     start = time.monotonic()
     command = [path, "--tool", tool, "--error-exitcode", str(FOUND)]
     try:
         done = subprocess.run([*command, sys.executable, "-m", "benchmarks.gpu.sanitizer"], cwd=micro.ROOT,
                               capture_output=True, text=True, timeout=seconds)  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"tool": tool, "outcome": "skipped", "seconds": seconds, "said": f"it took more than {seconds:.0f} s"}
+        return {"name": name, "outcome": "skipped", "seconds": seconds, "said": f"it took more than {seconds:.0f} s"}
     said = (done.stdout + done.stderr).strip()
     if done.returncode == 0:
         outcome, said = "passed", ""
     else:
         outcome = "failed" if done.returncode == FOUND and NOT_HERE not in said else "skipped"
-    return {"tool": tool, "outcome": outcome, "seconds": time.monotonic() - start, "said": said[-1000:]}
+    return {"name": name, "outcome": outcome, "seconds": time.monotonic() - start, "said": said[-1000:]}
 
 
 def layers(device: str = "cuda") -> Iterator[tuple[torch.nn.RNNBase, object]]:

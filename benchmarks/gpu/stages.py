@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 import time
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import layers, library, micro, plan, sanitizer, steps
+from benchmarks.gpu import layers, library, micro, plan, sanitizer, soak, steps
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
 from fusedrnn.bench import grid
 from fusedrnn.bench.pairs import Spread, seconds
+from fusedrnn.dispatch import REGISTRY
 
 FATAL = 3  # the exit status after which a new process may go on where this one stopped
 SECONDS_BETWEEN_SAVES = 10
@@ -260,8 +262,32 @@ def run_sanitizer(place: Place, deadline: float) -> int:
     """Memory and races, on small layers; what they say is kept."""
     runs = [sanitizer.run(tool, max(10, (deadline - time.monotonic()) / (2 - k)))
             for k, tool in enumerate(sanitizer.TOOLS)]  # fmt: skip
-    save(place.file("sanitizer"), {"runs": runs})
+    save(place.file("sanitizer"), {"tests": runs})
     return 1 if any(run["outcome"] == "failed" for run in runs) else 0
+
+
+def run_soak(place: Place, deadline: float) -> int:
+    """Random layers, once for each state of the kernels' sources; what was wrong is kept."""
+    name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
+    kept = [json.loads(path.read_text())["tests"]
+            for path in (place.file("soak"), RESULTS / place.file("soak").name) if path.exists()]  # fmt: skip
+    if any((test["name"], test["outcome"]) == (name, "passed") for tests in kept for test in tests):
+        print("all run before")
+        return 0
+    start, run, faults = time.monotonic(), 0, []
+    missing = REGISTRY["cuda"].unavailable_reason()
+    for layer, said in soak.soak(() if missing else range(soak.WHOLE)):
+        run += 1
+        faults += [f"{layer}: {said}"] if said else []
+        if time.monotonic() > deadline - 1:
+            break
+    whole = run == soak.WHOLE
+    said = "; ".join(faults) or missing or ("" if whole else f"{run} were right in the time there was")
+    outcome = "failed" if faults else "passed" if whole else "skipped"
+    verdict = {"name": name, "outcome": outcome, "seconds": time.monotonic() - start, "said": said[:1000]}
+    save(place.file("soak"), {"tests": [verdict]})
+    print(f"{run} layers, {len(faults)} wrong")
+    return 1 if faults else 0
 
 
 STAGES = {
@@ -270,6 +296,7 @@ STAGES = {
     "library": build_library,
     "tests": run_tests,
     "sanitizer": run_sanitizer,
+    "soak": run_soak,
     "steps": measure_steps,
     "fusedrnn": measure_fusedrnn,
 }

@@ -84,7 +84,8 @@ class Exchange {
 };
 
 // What reaches the units of each CTA from the gates of all: a CTA has a slot for each, in two buffers by turns, and adds them
-// in their order. A thread stores what it has summed into the slots of the units it is of, 8 bytes at a time.
+// in their order. A thread stores what it has summed into the slots of the units it is of, 8 bytes at a time, 4 where it has
+// one number.
 //
 // Two buffers do. A warp pushes what step s + 1 reads, over what step s - 1 read, after it has waited for all that every
 // warp of the cluster pushed for s; and each of them pushed it after a barrier of its CTA, before which all of its threads
@@ -113,7 +114,8 @@ class Slots {
     if (threadIdx.x == 0) arch::arrive_expecting(barrier(step), buffer);  // for the step after the next
   }
   FUSEDRNN_DEVICE float sum(int step, const Place& p) const {
-    const auto* const own = reinterpret_cast<const float*>(slots_ + step % 2 * buffer) + p.unit * P::columns + p.column;
+    const auto* const own =
+        reinterpret_cast<const float*>(slots_ + step % 2 * buffer) + p.unit * P::columns + p.column % P::columns;
     float sum = 0;
 #pragma unroll
     for (int rank = 0; rank < P::ctas; ++rank) sum += own[rank * P::hidden * P::columns];
@@ -122,11 +124,15 @@ class Slots {
 
   FUSEDRNN_DEVICE void push(int step, const typename Weights::Sums& sums) const {
     const uint32_t mine = at_ + step % 2 * buffer + rank_ * slot;
-    Weights::each_pair(sums, [&](int unit, int column, float a, float b) {
-      const int rank = unit / P::hidden;
-      const uint32_t to = mine + (unit % P::hidden * P::columns + column) * 4;
-      arch::store_async_8(arch::map_to_rank(to, rank), {__float_as_uint(a), __float_as_uint(b)},
-                          arch::map_to_rank(barrier(step), rank));
+    Weights::each_run(sums, [&](int first, float a, float b) {
+      const int rank = first / (P::hidden * P::columns);
+      const uint32_t to = arch::map_to_rank(mine + first % (P::hidden * P::columns) * 4, rank);
+      const uint32_t counted = arch::map_to_rank(barrier(step), rank);
+      if constexpr (Weights::run == 2) {
+        arch::store_async_8(to, {__float_as_uint(a), __float_as_uint(b)}, counted);
+      } else {
+        arch::store_async_4(to, __float_as_uint(a), counted);
+      }
     });
   }
 

@@ -12,22 +12,16 @@ template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registe
           class P = ForwardPlan<cell, Kind, hidden, warps, in_registers, 0, ctas>>
 constexpr auto of_cluster = kernel_of<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>);
 
-// Products of the RNN of 256 units whose weights are in registers: as many as ptxas keeps there without a spill.
-template <class Kind>
-constexpr int residents_of_256 = 10;
-template <>
-constexpr int residents_of_256<__half> = 9;
-
 template <class Kind>
 constexpr std::array kernels{
     kernel<Cell::lstm, Kind, 64, 8>,
     kernel<Cell::lstm, Kind, 128, 8, 6>,
     kernel<Cell::gru, Kind, 64, 4>,
     kernel<Cell::gru, Kind, 128, 8>,
-    kernel<Cell::gru, Kind, 192, 12, 5>,
+    kernel<Cell::gru, Kind, 192, 6, 5>,
     kernel<Cell::rnn_tanh, Kind, 64, 4>,
     kernel<Cell::rnn_tanh, Kind, 128, 8>,
-    kernel<Cell::rnn_tanh, Kind, 256, 16, residents_of_256<Kind>>,
+    kernel<Cell::rnn_tanh, Kind, 256, 8>,
     kernel<Cell::lstm, Kind, 64, 8, 64, 32>,
     kernel<Cell::lstm, Kind, 128, 8, 4, 32>,
     kernel<Cell::gru, Kind, 64, 4, 64, 32>,
@@ -51,7 +45,7 @@ constexpr std::array kernels<Tf32>{
     kernel<Cell::gru, Tf32, 128, 8, 10>,
     kernel<Cell::rnn_tanh, Tf32, 64, 4>,
     kernel<Cell::rnn_tanh, Tf32, 128, 8>,
-    kernel<Cell::rnn_tanh, Tf32, 256, 8, 22>,
+    kernel<Cell::rnn_tanh, Tf32, 256, 8, 21>,
     kernel<Cell::lstm, Tf32, 64, 8, 64, 32>,
     kernel<Cell::gru, Tf32, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Tf32, 64, 4, 64, 32>,
@@ -76,6 +70,12 @@ constexpr std::array kernels<Ieee<columns>>{
     kernel<Cell::gru, Ieee<columns>, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4, 64, 32>,
+    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 8>,
+    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 16, 9>,
+    of_cluster<Cell::gru, Ieee<columns>, 32, 8, 8>,
+    of_cluster<Cell::gru, Ieee<columns>, 32, 8, 16, 13>,
+    of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 8>,
+    of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 16, 9>,
 };
 
 // Null, or what went wrong.

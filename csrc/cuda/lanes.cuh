@@ -32,6 +32,8 @@ class LaneWeights {
  public:
   using T = typename P::Tiles;
   using Sums = float[T::gates][T::sums];  // unit after unit; the first T::places of them are the thread's in the end
+  using Chains = Sums;                    // before the lanes have exchanged them
+  using Whole = Sums;
 
   FUSEDRNN_DEVICE static float sum(const Sums& sums, const Place& p, int gate) { return sums[gate][p.at]; }
 
@@ -69,38 +71,66 @@ class LaneWeights {
   }
 
   FUSEDRNN_DEVICE void multiply(uint32_t h, Sums& sums) const {
+    Chains found = {};
+    add<0, Products::depth>(h, found);
+    total(found, sums);
+  }
+
+  template <int from, int to>
+  FUSEDRNN_DEVICE void add(uint32_t h, Chains& found) const {
     constexpr int at_once = 4;
-    const uint32_t from = h + threadIdx.x % T::lanes * 16;
+    const uint32_t own = h + threadIdx.x % T::lanes * 16;
 #pragma unroll
-    for (int row = 0; row < rows; ++row) {
-#pragma unroll
-      for (int column = 0; column < T::columns; ++column) sum_of(sums, row, column) = 0;
-    }
-#pragma unroll
-    for (int first = 0; first < Products::depth; first += at_once) {
+    for (int first = from; first < to; first += at_once) {
       float4 states[at_once][T::columns];
 #pragma unroll
-      for (int k = 0; k < at_once && first + k < Products::depth; ++k) {
+      for (int k = 0; k < at_once && first + k < to; ++k) {
 #pragma unroll
         for (int column = 0; column < T::columns; ++column)
-          states[k][column] = arch::load_shared_floats(from + column * Products::operand_row + (first + k) * T::bytes);
+          states[k][column] = arch::load_shared_floats(own + column * Products::operand_row + (first + k) * T::bytes);
       }
 #pragma unroll
-      for (int k = 0; k < at_once && first + k < Products::depth; ++k) {
+      for (int k = 0; k < at_once && first + k < to; ++k) {
 #pragma unroll
         for (int row = 0; row < rows; ++row) {
           const float4 w = weights(row, first + k);
 #pragma unroll
           for (int column = 0; column < T::columns; ++column) {
             const float4& s = states[k][column];
-            float& sum = sum_of(sums, row, column);
+            float& sum = found[row / T::multiplied][row % T::multiplied * T::columns + column];
             sum = fmaf(w.w, s.w, fmaf(w.z, s.z, fmaf(w.y, s.y, fmaf(w.x, s.x, sum))));
           }
         }
       }
     }
+  }
+
+  FUSEDRNN_DEVICE static void total(const Chains& found, Sums& sums) {
 #pragma unroll
-    for (int gate = 0; gate < T::gates; ++gate) exchange(sums[gate]);
+    for (int gate = 0; gate < T::gates; ++gate) {
+#pragma unroll
+      for (int k = 0; k < T::sums; ++k) sums[gate][k] = found[gate][k];
+      exchange(sums[gate]);
+    }
+  }
+
+  // As those of TileWeights.
+  template <int count, class F>
+  FUSEDRNN_DEVICE static void each_packet(const F& f) {
+    constexpr int pieces = T::units * P::size / 16;
+    static_assert(pieces * 16 == T::units * P::size);
+    each_of_warp<count, pieces * T::columns>([&](int packet, int which) {
+      f(static_cast<int>(threadIdx.x) / 32 * T::units * P::size + packet % pieces * 16, packet / pieces, which);
+    });
+  }
+
+  static constexpr int run = T::places == 1 ? 1 : 2;
+  template <class F>
+  FUSEDRNN_DEVICE static void each_run(const Sums& sums, const F& f) {
+    static_assert(T::copies == 1 && T::gates == 1);
+    const int begin = first_unit() * T::columns + static_cast<int>(threadIdx.x) % T::lanes * T::places;
+#pragma unroll
+    for (int at = 0; at < T::places; at += run) f(begin + at, sums[0][at], sums[0][at + run - 1]);
   }
 
  private:
@@ -110,10 +140,6 @@ class LaneWeights {
   FUSEDRNN_DEVICE static int first_unit() {
     return static_cast<int>(threadIdx.x) / 32 * T::units +
            static_cast<int>(threadIdx.x) % 32 / T::lanes * T::multiplied;
-  }
-
-  FUSEDRNN_DEVICE static float& sum_of(Sums& sums, int row, int column) {
-    return sums[row / T::multiplied][row % T::multiplied * T::columns + column];
   }
 
   FUSEDRNN_DEVICE static int place(int row, int k) {
@@ -126,20 +152,19 @@ class LaneWeights {
     return {w[0], w[1], w[2], w[3]};
   }
 
+  // Of `count` sums, with the lane so many away, and so on with half of them and half as many.
+  template <int lanes = T::lanes / 2, int count = T::sums>
   FUSEDRNN_DEVICE static void exchange(float (&sums)[T::sums]) {
-#pragma unroll
-    for (int lanes = T::lanes / 2, count = T::sums; lanes > 0; lanes /= 2) {
-      if (count == 1) {
-        sums[0] += arch::exchange(sums[0], lanes);
-        continue;
-      }
-      count /= 2;
+    if constexpr (lanes > 0) {
+      constexpr int half = count / 2;
       const bool upper = threadIdx.x & lanes;
+      if constexpr (count == 1) sums[0] += arch::exchange(sums[0], lanes);
 #pragma unroll
-      for (int k = 0; k < count; ++k) {
-        const float mine = upper ? sums[count + k] : sums[k], other = upper ? sums[k] : sums[count + k];
+      for (int k = 0; k < half; ++k) {
+        const float mine = upper ? sums[half + k] : sums[k], other = upper ? sums[k] : sums[half + k];
         sums[k] = mine + arch::exchange(other, lanes);
       }
+      exchange<lanes / 2, count == 1 ? 1 : half>(sums);
     }
   }
 

@@ -1,6 +1,8 @@
 // The sizes of a kernel, and what lies where in its shared memory.
 #pragma once
 
+#include <algorithm>
+
 #include "lanes.cuh"
 #include "tiles.cuh"
 
@@ -36,7 +38,10 @@ struct Plan {
   // Backward each CTA of a cluster sums over the gates of its own units what reaches all of them.
   // Forward the columns of the weights begin with those of its own units.
   static constexpr bool partial = transposed && ctas > 1, rotated = !transposed && ctas > 1;
-  static constexpr int weight_groups = partial ? units / (warps * 16) : groups;
+  static constexpr int weight_groups = [] {
+    if constexpr (partial) return units / (warps * Tiles::Of::units);
+    return groups;
+  }();
 
   using Staging = cuda::Staging<Kind, gates, hidden, Tiles::bytes, threads, transposed, units>;
   static constexpr int inputs = 0;
@@ -48,7 +53,7 @@ struct Plan {
   static constexpr int sums = (partial ? 2 * units * columns : Tiles::shared_sums * groups * threads) * 4;
   static constexpr int waves = ctas > 1 ? 2 : 0, barriers = 2 * waves * 8;
   static constexpr int rest = 2 * out_buffer + sums + barriers;
-  static constexpr int stages = ring_at + 4 * ring_stage + rest + weights > most_shared ? 3 : 4;
+  static constexpr int stages = std::clamp((most_shared - ring_at - rest - weights) / ring_stage, 2, 4);
   static constexpr int out_at = ring_at + stages * ring_stage, sums_at = out_at + 2 * out_buffer;
   static constexpr int barriers_at = sums_at + sums, end = barriers_at + barriers;
   static constexpr int weights_at = end > Staging::bytes(1) ? end : Staging::bytes(1);
@@ -72,15 +77,20 @@ template <class Kind, Cell cell, int hidden, int warps>
 struct Dealt {
   static constexpr int parts = warps * Tiling<cell>::units > hidden ? warps * Tiling<cell>::units / hidden : 1;
   using Forward = std::conditional_t<parts == 1, Tiling<cell>, SplitTiling<cell, parts>>;
-  template <bool in_cluster>
-  using Backward = std::conditional_t<in_cluster, Spread, Tiling<Cell::rnn_tanh>>;
+  using Transposed = Tiling<Cell::rnn_tanh>;
+  template <int ctas>
+  using Backward = std::conditional_t<ctas == 1, Transposed, Spread<Transposed, 1>>;
 };
 template <int columns, Cell cell, int hidden, int warps>
 struct Dealt<Ieee<columns>, cell, hidden, warps> {
   static constexpr int gates = static_cast<int>(gates_of(cell)), units = is_rnn(cell) ? 4 : 1;
   using Forward = Lanes<gates, units, units * 32 * warps / hidden, columns>;
-  template <bool>
-  using Backward = Lanes<1, 4, 4 * 32 * warps / hidden, columns>;
+  // So many rows of weights to a thread, that so many lanes share.
+  template <int ctas, int threads = 32 * warps, int lanes = std::min(4, 8 * threads / (ctas * hidden))>
+  using OfAll = Lanes<1, ctas * hidden * lanes / threads, lanes, columns>;
+  template <int ctas>
+  using Backward = std::conditional_t<ctas == 1, Lanes<1, 4, 4 * 32 * warps / hidden, columns>,
+                                      Spread<OfAll<ctas>, std::max(1, 32 * warps / (hidden * columns))>>;
 };
 
 // Input: pre-activations, or where inputs_ is not 0 up to so many numbers of x, whose weights lie in shared memory as well.
@@ -109,7 +119,7 @@ struct ForwardPlan
 template <Cell cell, class Kind, int hidden, int warps, int in_registers = 4 * hidden, int ctas = 1,
           int size = sizeof(typename Operand<Kind>::Element)>
 struct BackwardPlan
-    : Plan<cell, Kind, typename Dealt<Kind, cell, hidden, warps>::template Backward<(ctas > 1)>, true, hidden, warps,
+    : Plan<cell, Kind, typename Dealt<Kind, cell, hidden, warps>::template Backward<ctas>, true, hidden, warps,
            in_registers, whole(gates_of(cell) * hidden * size, 64),
            (2 + blocks_of(cell)) * hidden * size + c_blocks<cell> * 8 * hidden, blocks_of(cell) * hidden * size, ctas> {
   static constexpr int blocks = static_cast<int>(blocks_of(cell));

@@ -70,15 +70,31 @@ struct SplitTiling : Tiling<cell> {
   static_assert(places * parts == One::of_thread * One::sides);
 };
 
-// Units dealt out to threads as they come, a column to each of 8: for what tiles do not sum.
+// Units dealt out to threads as they come, a column to each: for what the products `Of` do not sum. `copies` threads have the
+// same place: one of them counts, the others take it for a row that is not there.
 template <class P, class Products>
 class PartialWeights;
 
-struct Spread : OfTiles {
-  static constexpr int gates = 1, units = 32 / columns, of_thread = 1, sides = 1, in_memory = 1;
+template <class Of_, int copies>
+struct Spread {
+  using Of = Of_;
+  static constexpr int gates = 1, columns = Of::columns, rows = columns * copies, units = 32 / rows;
+  static constexpr int of_thread = 1, sides = 1, bytes = Of::bytes, in_memory = Of::in_memory, parts = 1,
+                       shared_sums = 0;
   template <class P, class Products>
   using Weights = PartialWeights<P, Products>;
 };
+
+// f(number, which) of `all` numbers, each of one lane of a warp, `count` times over.
+template <int count, int all, class F>
+FUSEDRNN_DEVICE void each_of_warp(const F& f) {
+#pragma unroll
+  for (int k = 0; k < count * all; k += 32) {
+    const int number = k + threadIdx.x % 32;
+    if (count * all % 32 && number >= count * all) break;
+    f(number % all, number / all);
+  }
+}
 
 // What a warp multiplies: the rows of its gates and units, or a part of them: of each `parts` pairs of products one.
 // Products says how many along the depth there are, how many of them find the weights in registers, and where the weights
@@ -238,16 +254,23 @@ class TileWeights {
   // in the row. `count` times as many are dealt out: the last argument says which.
   template <int count, class F>
   FUSEDRNN_DEVICE static void each_packet(const F& f) {
-    constexpr int pieces = 8 * P::size / 16, columns = 4 * T::sides, all = P::groups * T::of_thread * columns * pieces;
-#pragma unroll
-    for (int k = 0; k < count * all; k += 32) {
-      const int number = k + threadIdx.x % 32, packet = number % all;
-      if (count * all % 32 && number >= count * all) break;
+    constexpr int pieces = 8 * P::size / 16, columns = 4 * T::sides;
+    each_of_warp<count, P::groups * T::of_thread * columns * pieces>([&](int packet, int which) {
       const int piece = packet % pieces, column = packet / pieces % columns, own = packet / (pieces * columns);
       const int among = part() * places + own % T::of_thread * T::sides + column % T::sides;
       f((first_unit(own / T::of_thread) + T::unit(among / One::sides, 0)) * P::size + piece * 16,
-        column / T::sides * One::sides + among % One::sides, number / all);
-    }
+        column / T::sides * One::sides + among % One::sides, which);
+    });
+  }
+
+  // f(first, a, b) of what this thread has summed of every `run` columns of a unit; first: of [unit][column].
+  static constexpr int run = 2;
+  template <class F>
+  FUSEDRNN_DEVICE static void each_run(const Sums& sums, const F& f) {
+    each_place(0, [&](const Place& p) {
+      const auto sum = [&](int side) { return T::sum(sums[p.own / T::of_thread], 0, p.own % T::of_thread, side); };
+      if (p.side == 0) f(p.unit * T::columns + p.column, sum(0), sum(1));
+    });
   }
 
  private:
@@ -288,35 +311,24 @@ class TileWeights {
 // What the CTAs of a cluster multiply backward: each the gates of its own units, with what they are of all units.
 template <class P>
 struct OfAllUnits : P {
-  using Tiles = Tiling<Cell::rnn_tanh>;
+  using Tiles = typename P::Tiles::Of;
   static constexpr int groups = P::weight_groups;
 };
 
 template <class P, class Products>
-class PartialWeights : public TileWeights<OfAllUnits<P>, OfAllUnits<P>> {
+class PartialWeights : public P::Tiles::Of::template Weights<OfAllUnits<P>, OfAllUnits<P>> {
   using T = typename P::Tiles;
 
  public:
-  using OfTiles = TileWeights<OfAllUnits<P>, OfAllUnits<P>>;
-
   // Of the CTA's own units.
   template <class F>
   FUSEDRNN_DEVICE static void each_place(int first, const F& f) {
-    const int column = threadIdx.x % T::columns;
+    const int row = threadIdx.x % T::rows;
 #pragma unroll
     for (int at = 0; at < P::groups; ++at) {
-      const int unit = static_cast<int>(threadIdx.x) / T::columns + at * (P::threads / T::columns);
-      f(Place{first + column, column, unit, at, at, 0});
+      const int unit = static_cast<int>(threadIdx.x) / T::rows + at * (P::threads / T::rows);
+      f(Place{row < T::columns ? first + row : INT32_MAX, row, unit, at, at, 0});
     }
-  }
-
-  // f(unit, column, a, b) of every two columns that this thread has summed: of the first one its number, and both sums.
-  template <class F>
-  FUSEDRNN_DEVICE static void each_pair(const typename OfTiles::Sums& sums, const F& f) {
-    OfTiles::each_place(0, [&](const Place& p) {
-      const auto sum = [&](int side) { return OfTiles::T::sum(sums[p.own / 2], 0, p.own % 2, side); };
-      if (p.side == 0) f(p.unit, p.column, sum(0), sum(1));
-    });
   }
 };
 

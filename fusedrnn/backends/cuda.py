@@ -154,10 +154,12 @@ def _numbers(of: Call | Problem) -> str:
 
 
 def _tile(of: Call | Problem) -> int:
-    """Rows of the batch that a CTA takes: 8 by tensor cores, otherwise as few as keep every multiprocessor busy."""
+    """Rows of the batch that a CTA or a cluster takes: 8 by tensor cores, otherwise 1 while they all run at once."""
     if _numbers(of) != "ieee":
         return 8
-    return 1 if _processors() >= of.B * of.D else 2
+    shared, ctas = _limits()
+    by_one = _most_hidden("forward", of.cell, "ieee", 1, 0, shared, 1) >= of.H
+    return 1 if _processors() >= of.B * of.D * (1 if by_one else ctas) else 2
 
 
 def _concat(schedule: str, tokens: bool) -> bool:

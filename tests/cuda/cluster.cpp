@@ -23,6 +23,10 @@ void all() {
   by<Cell::gru, Bf16, 32, 4, 4>("gru by 4 in parts", 6, 8, 128, kBf16, {});
   by<Cell::gru, Tf32, 32, 8, 4>("gru by 4 in four parts", 5, 8, 128, kTf32, {.tokens = true});
   by<Cell::gru, Bf16, 16, 1, 4>("gru by 4", 0, 8, 64, kBf16, {});
+  by<Cell::lstm, Ieee<1>, 16, 1, 4>("lstm by 4 in ieee", 6, 3, 64, kIeee, {});
+  by<Cell::lstm, Ieee<2>, 32, 8, 8, 2>("lstm by 8 in ieee", 3, 3, 220, kIeee, {.directions = 2, .resets = true});
+  by<Cell::gru, Ieee<1>, 32, 4, 4>("gru by 4 in ieee", 5, 2, 128, kIeee, {.packed = true});
+  by<Cell::rnn_tanh, Ieee<2>, 64, 1, 2, 5>("rnn by 2 in ieee", 6, 5, 104, kIeee, {.reverse = true, .lengths = true});
 }
 
 }  // namespace
