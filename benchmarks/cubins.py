@@ -301,21 +301,22 @@ def row(kernel: Kernel) -> str:
 
 
 def print_steps() -> None:
+    record = Record.read()
+    if record.sources != sources():
+        raise SystemExit("the sources are not those of the record: python -m benchmarks.cubins --record")
+    plain = [k for k in record.kernels["90a"] if k.plain and k.element != "f16"]
     print(
         "| kernel | instructions a warp | HMMA, FFMA, LDS, MUFU | issue, cycles | memory | chain | expected, us a step",
         end=" ",
     )
     print("| measured |\n" + "| --- " * 8 + "|")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        forward, backward = _both_ways("90a", folder)
-        wanted = [k for k in forward if k.plain and k.element != "f16"]
-        shown = [*inference(wanted, "90a", folder), *(k for k in backward if k.plain)]
+        forward = inference((k for k in plain if k.way == "forward"), "90a", Path(name))
+        shown = [*forward, *(k for k in plain if k.way == "backward")]
     for kernel in sorted(
-        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.units, k.rows)
+        shown, key=lambda k: (CELLS.index(k.cell), k.element, k.way == "backward", k.inputs, k.units, -k.ctas, k.rows)
     ):
-        if kernel.element != "f16":
-            print(row(kernel))
+        print(row(kernel))
 
 
 def _both_ways(sm: str, folder: Path) -> Iterable[list[Kernel]]:

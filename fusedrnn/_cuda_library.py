@@ -16,12 +16,14 @@ import torch
 
 from fusedrnn._elf import is_cut_off
 
-_INTERFACE = 2  # as interface_number in csrc/cuda/kernels.cuh
+_INTERFACE = 3  # as interface_number in csrc/cuda/kernels.cuh
 _FUNCTIONS = {
-    "forward": (ctypes.c_char_p, 8),
-    "backward": (ctypes.c_char_p, 8),
-    "forward_hidden": (ctypes.c_int64, 6),
-    "backward_hidden": (ctypes.c_int64, 6),
+    "forward": (ctypes.c_char_p, 9),
+    "backward": (ctypes.c_char_p, 9),
+    "forward_hidden": (ctypes.c_int64, 7),
+    "backward_hidden": (ctypes.c_int64, 7),
+    "forward_ctas": (ctypes.c_int64, 9),
+    "backward_ctas": (ctypes.c_int64, 9),
     "ctas": (ctypes.c_int64, 0),
     "missing": (ctypes.c_char_p, 0),
     "interface": (ctypes.c_int64, 0),

@@ -6,6 +6,7 @@ Each launch draws another schedule of its threads and copies. tanh and exp2 are 
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,18 +142,71 @@ def test_clusters_in_tf32(cell):
 @pytest.mark.parametrize("cell", LARGEST)
 def test_clusters_in_float32(cell, rows, monkeypatch):
     sample = Sample(cell, T=2, B=3, I=5, H=260 if cell == "rnn_tanh" else 132)
-    monkeypatch.setattr(backend, "_processors", lambda: 48 if rows == 1 else 47)
+    monkeypatch.setattr(backend, "_processors", lambda: 24 if rows == 1 else 23)
     assert backend._tile(sample.call(torch.float32)) == rows
     assert_close_to_float64(sample, "cuda", torch.float32, draws=1)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_smaller_clusters_take_what_larger_ones_would_in_turns(cell, monkeypatch):
+    """Two tiles by one cluster of 8 or two of 4; by one of 16 or two of 8."""
+    for H, processors, ctas in ((200, 8, 4), (200, 16, 8), (264, 16, 8), (264, 32, 16)):
+        monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
+        sample = Sample(cell, T=2, B=9, I=3, H=H)
+        assert backend._multiprocessors(sample.call(torch.bfloat16), 8) == 2 * ctas
+        if ctas < 16:
+            assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=1)
 
 
 def test_clusters_repeat():
     whole.repeats_and_saving_changes_no_output(OF_CLUSTERS[0], "cuda", torch.float16)
 
 
-@pytest.mark.parametrize(("ctas", "units"), [(1, (256, 192, 128)), (8, (512, 256, 256)), (16, (1024, 768, 768))])
+OF_PARTS = (
+    Sample("lstm", T=7, B=3, I=6, H=40, D=2, lengths="given"),
+    Sample("gru", T=6, B=9, I=5, H=24, reverse=True, resets=True),
+    Sample("rnn_tanh", T=5, B=2, I=3, H=16, D=2, bias=False, batch_first=True),
+    Sample("lstm", T=4, B=2, I=3, H=136, D=2),
+)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+@pytest.mark.parametrize("sample", OF_PARTS, ids=str)
+def test_parts_of_the_input_give_the_same(sample, parts, monkeypatch):
+    want = run(sample, "cuda", torch.bfloat16)
+    monkeypatch.setattr(backend, "_parts", lambda call: min(parts, call.T))
+    assert_equal(run(sample, "cuda", torch.bfloat16), want)
+
+
+def test_parts_of_a_strided_input(monkeypatch):
+    """torch multiplies it whole by other kernels than in parts."""
+    monkeypatch.setattr(backend, "_parts", lambda call: 3)
+    sample = Sample("lstm", T=4, B=2, I=3, H=136, D=2, strided=True)
+    assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=2)
+
+
+def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
+    monkeypatch.setattr(backend, "ON_HOST", False)
+    monkeypatch.setattr(backend, "_ctas", lambda device: 16)
+    monkeypatch.setattr(backend, "_processors", lambda: 132)
+    monkeypatch.setattr(
+        backend, "_properties", lambda device: SimpleNamespace(shared_memory_per_block_optin=backend.HOPPER_SHARED)
+    )
+
+    def parts(**sizes):
+        return backend._parts(Sample("lstm", **dict(T=1024, B=16, I=512, H=512) | sizes).call(torch.bfloat16))
+
+    assert parts() == 3  # of 69 us
+    assert parts(T=64) == parts(B=64) == parts(tokens=True, I=64) == parts(lengths="packed") == parts(T=0) == 1
+    monkeypatch.setattr(backend, "BEGINNING", 1e-9)
+    assert parts() == 8 and parts(T=5) == 5
+
+
+@pytest.mark.parametrize(
+    ("ctas", "units"), [(1, (256, 192, 128)), (4, (256, 256, 256)), (8, (512, 512, 512)), (16, (1024, 768, 768))]
+)
 def test_a_gpu_may_have_no_clusters_or_small_ones(ctas, units):
-    limits = (backend.HOPPER_SHARED, ctas)
+    limits = (backend.HOPPER_SHARED, ctas, 132)
     found = (backend._most_hidden("forward", cell, "bf16", 8, 0, *limits) for cell in LARGEST)
     assert tuple(found) == units
 
@@ -201,7 +255,7 @@ def test_a_soak(monkeypatch):
 
     def wrong(call):
         outputs = right(call)
-        outputs.y[-1, ..., -1] += 0.5
+        outputs[0][-1, ..., -1] += 0.5
         return outputs
 
     monkeypatch.setattr(REGISTRY["cuda"], "forward", wrong)

@@ -24,10 +24,13 @@ constexpr std::array kernels{
     kernel<Cell::rnn_tanh, Kind, 128, 8>,
     kernel<Cell::rnn_tanh, Kind, 256, 8, 12>,
     of_cluster<Cell::lstm, Kind, 32, 8, 8>,
+    of_cluster<Cell::lstm, Kind, 64, 8, 4, 12>,
     of_cluster<Cell::lstm, Kind, 32, 8, 16, 6>,
     of_cluster<Cell::lstm, Kind, 40, 10, 16, 3>,
     of_cluster<Cell::gru, Kind, 32, 8, 8>,
+    of_cluster<Cell::gru, Kind, 64, 8, 4>,
     of_cluster<Cell::gru, Kind, 32, 8, 16>,
+    of_cluster<Cell::gru, Kind, 64, 8, 8, 6>,
     of_cluster<Cell::gru, Kind, 40, 10, 16, 3>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 8>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 16, 3>,
@@ -43,45 +46,41 @@ constexpr std::array kernels<Tf32>{
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
     kernel<Cell::lstm, Ieee<columns>, 64, 4>,
-    kernel < Cell::lstm,
-    Ieee<columns>,
-    128,
-    8,
-    columns == 1 ? 7 : 9 >,
+    kernel<Cell::lstm, Ieee<columns>, 128, 8, (columns == 1 ? 7 : 9)>,
     kernel<Cell::gru, Ieee<columns>, 64, 4>,
-    kernel<Cell::gru, Ieee<columns>, 128, 8, 10>,
+    kernel<Cell::gru, Ieee<columns>, 128, 8, 9>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 256, 8, 8>,
     of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 8>,
-    of_cluster < Cell::lstm,
-    Ieee<columns>,
-    32,
-    8,
-    16,
-    columns == 1 ? 3 : 4 >,
+    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 16, (columns == 1 ? 3 : 4)>,
     of_cluster<Cell::gru, Ieee<columns>, 32, 8, 8>,
-    of_cluster < Cell::gru,
-    Ieee<columns>,
-    32,
-    8,
-    16,
-    columns == 1 ? 3 : 4 >
-    , of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 8>, of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 16, 4>,
+    of_cluster<Cell::gru, Ieee<columns>, 32, 8, 16, (columns == 1 ? 3 : 4)>,
+    of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 8>,
+    of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 16, 4>,
 };
 
 FUSEDRNN_EXPORT const char* fusedrnn_cuda_backward(int64_t numbers, const int64_t* words, int64_t how_many,
                                                    int64_t directions, int64_t columns, int64_t shared, int64_t ctas,
-                                                   void* stream) {
+                                                   int64_t processors, void* stream) {
   return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas}, stream);
+    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas, processors}, stream);
   });
 }
 
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                      int64_t shared, int64_t ctas) {
-  return with_kind(numbers, columns,
-                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas}); });
+                                                      int64_t shared, int64_t ctas, int64_t processors) {
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
+    return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas, processors});
+  });
+}
+
+FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_ctas(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
+                                                    int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
+                                                    int64_t processors) {
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
+    return chosen_ctas(kernels<Kind>, cell, inputs, H, tiles, {shared, ctas, processors});
+  });
 }
 
 }  // namespace fusedrnn::cuda

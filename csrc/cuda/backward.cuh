@@ -44,7 +44,7 @@ class BackwardLoop : protected Loop<P, plain> {
 
  public:
   FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared, int rank = 0)
-      : Base(f.shape, true, shared, rank), f_(f) {
+      : Base(f.shape, true, shared, rank, 0, f.shape.T), f_(f) {
     weights_.load(shared, this->matrix(f.w_hh, P::gates, H_));
   }
 

@@ -29,10 +29,14 @@ constexpr std::array kernels{
     kernel<Cell::rnn_tanh, Kind, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Kind, 128, 8, 64, 32>,
     of_cluster<Cell::lstm, Kind, 32, 8, 8>,
+    of_cluster<Cell::lstm, Kind, 64, 8, 4>,
     of_cluster<Cell::lstm, Kind, 32, 8, 16>,
+    of_cluster<Cell::lstm, Kind, 64, 8, 8, 18>,
     of_cluster<Cell::lstm, Kind, 48, 6, 16, 19>,
     of_cluster<Cell::gru, Kind, 32, 8, 8>,
+    of_cluster<Cell::gru, Kind, 64, 8, 4>,
     of_cluster<Cell::gru, Kind, 32, 8, 16>,
+    of_cluster<Cell::gru, Kind, 64, 8, 8, 12>,
     of_cluster<Cell::gru, Kind, 48, 12, 16, 8>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 8>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 16>,
@@ -55,7 +59,7 @@ constexpr std::array kernels<Tf32>{
     of_cluster<Cell::gru, Tf32, 32, 8, 8>,
     of_cluster<Cell::gru, Tf32, 32, 8, 16, 8>,
     of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 8>,
-    of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 16, 36>,
+    of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 16, 34>,
 };
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
@@ -71,7 +75,7 @@ constexpr std::array kernels<Ieee<columns>>{
     kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4, 64, 32>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4, 64, 32>,
     of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 8>,
-    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 16, 9>,
+    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 16, 8>,
     of_cluster<Cell::gru, Ieee<columns>, 32, 8, 8>,
     of_cluster<Cell::gru, Ieee<columns>, 32, 8, 16, 13>,
     of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 8>,
@@ -81,18 +85,28 @@ constexpr std::array kernels<Ieee<columns>>{
 // Null, or what went wrong.
 FUSEDRNN_EXPORT const char* fusedrnn_cuda_forward(int64_t numbers, const int64_t* words, int64_t how_many,
                                                   int64_t directions, int64_t columns, int64_t shared, int64_t ctas,
-                                                  void* stream) {
+                                                  int64_t processors, void* stream) {
   return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas}, stream);
+    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas, processors}, stream);
   });
 }
 
 // The largest H that a kernel serves which takes so many rows of the batch, where a CTA may have `shared` bytes of shared
 // memory; inputs: those of x that are multiplied in the kernel, 0: none. 0: no kernel serves such a layer.
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                     int64_t shared, int64_t ctas) {
-  return with_kind(numbers, columns,
-                   [&]<class Kind>(Kind) { return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas}); });
+                                                     int64_t shared, int64_t ctas, int64_t processors) {
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
+    return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas, processors});
+  });
+}
+
+// The CTAs of the clusters that take such a layer of so many batch tiles in all directions.
+FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_ctas(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
+                                                   int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
+                                                   int64_t processors) {
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
+    return chosen_ctas(kernels<Kind>, cell, inputs, H, tiles, {shared, ctas, processors});
+  });
 }
 
 // Why no kernel runs on the device that is in use, or null.

@@ -32,6 +32,10 @@ struct Forward {
   Rows<const Element> x;  // [row][I], or null
   const Element* w_ih;    // [D, G*H, I]
   const Element* bias;    // [D, G*H], what pre would have, or null
+  // Of the T steps of the loop those from `first` up to `last`. Where that is a part, the state between parts, before it
+  // was rounded.
+  int64_t first, last;
+  float *h_between, *c_between;  // [D, B, H]
 };
 
 // The products of W_ih and x, of a step that follows.
@@ -55,10 +59,11 @@ class ForwardLoop : protected Loop<P, plain> {
   static constexpr bool concat = P::inputs > 0;
   // Of the copies that have begun, those of so many steps need not be there at the end of a step.
   static constexpr int under_way = P::stages - (concat ? 3 : 2);
+  static_assert(under_way >= 0);
 
  public:
   FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared, int rank = 0)
-      : Base(f.shape, false, shared, rank), f_(f) {
+      : Base(f.shape, false, shared, rank, f.first, f.last), f_(f) {
     weights_.load(shared, this->matrix(f.w_hh, T::gates, H_));
     if constexpr (concat) inputs_.weights.load(shared, this->matrix(f.w_ih, T::gates, static_cast<int>(s_.I)));
   }
@@ -105,8 +110,9 @@ class ForwardLoop : protected Loop<P, plain> {
       }
       if (P::cell == Cell::gru && f_.b_hn) b_hn_[p.own] = static_cast<float>(f_.b_hn[this->bias_at(p, 1, 0)]);
       if (ends_before(0, p)) return;
-      state.h = static_cast<float>(f_.h0[this->state_at(p)]);
-      if (P::cell == Cell::lstm) state.c = static_cast<float>(f_.c0[this->state_at(p)]);
+      const int64_t at = this->state_at(p);
+      state.h = f_.first > 0 ? f_.h_between[at] : static_cast<float>(f_.h0[at]);
+      if (P::cell == Cell::lstm) state.c = f_.first > 0 ? f_.c_between[at] : static_cast<float>(f_.c0[at]);
     });
     publish(0);
     arch::wait_for_copies_but<under_way>();
@@ -118,8 +124,14 @@ class ForwardLoop : protected Loop<P, plain> {
     if (T_ > 0) store_results(T_ - 1);
     this->each([&](const Place& p) {
       const State& state = state_[p.at];
-      f_.h_n[this->state_at(p)] = Operand::narrow(state.h);
-      if (P::cell == Cell::lstm) f_.c_n[this->state_at(p)] = Operand::narrow(state.c);
+      const int64_t at = this->state_at(p);
+      if (f_.last < s_.T) {
+        f_.h_between[at] = state.h;
+        if (P::cell == Cell::lstm) f_.c_between[at] = state.c;
+      } else {
+        f_.h_n[at] = Operand::narrow(state.h);
+        if (P::cell == Cell::lstm) f_.c_n[at] = Operand::narrow(state.c);
+      }
     });
   }
 

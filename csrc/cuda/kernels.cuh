@@ -17,7 +17,7 @@
 namespace fusedrnn::cuda {
 
 // Raised whenever the C functions or what they do change, together with _INTERFACE in fusedrnn/_cuda_library.py.
-constexpr int64_t interface_number = 2;
+constexpr int64_t interface_number = 3;
 
 constexpr int portable_ctas = 8, most_ctas = 16;  // of a cluster: on every GPU that has them, and on some
 
@@ -39,9 +39,9 @@ auto with_kind(int64_t numbers, int64_t columns, F f) {
   }
 }
 
-// What a GPU offers: bytes of shared memory to a CTA, and the CTAs that a cluster of its may have.
+// What a GPU offers: bytes of shared memory to a CTA, the CTAs that a cluster of its may have, and multiprocessors.
 struct Limits {
-  int64_t shared, ctas;
+  int64_t shared, ctas, processors;
 };
 
 // Two that serve a cell, that of rnn_tanh rnn_relu as well, and all H up to `hidden`, by clusters of so many CTAs with
@@ -91,6 +91,31 @@ int64_t most_hidden(const std::array<Kernel<Arguments>, count>& kernels, int64_t
   return most;
 }
 
+// Of the kernels, those of a cell in order of their size, the first that serves a layer; or, where that is one of clusters
+// and they do not take all its tiles at once, one of smaller clusters, which take them by fewer turns.
+template <class Arguments, size_t count>
+const Kernel<Arguments>* chosen(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs,
+                                int64_t H, int64_t tiles, const Limits& limits) {
+  const auto turns = [&](const auto& kernel) {
+    const int64_t at_once = std::max<int64_t>(1, limits.processors / kernel.ctas);
+    return (tiles + at_once - 1) / at_once;
+  };
+  const Kernel<Arguments>* best = nullptr;
+  for (const auto& kernel : kernels) {
+    if (kernel.hidden < H || !serves(kernel, cell, inputs, limits)) continue;
+    if (!best || (kernel.ctas < best->ctas && turns(kernel) < turns(*best))) best = &kernel;
+  }
+  return best;
+}
+
+// The CTAs of the clusters that such a layer is given to; 0: to none.
+template <class Arguments, size_t count>
+int64_t chosen_ctas(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs, int64_t H,
+                    int64_t tiles, const Limits& limits) {
+  const auto* const kernel = chosen(kernels, cell, inputs, H, tiles, limits);
+  return kernel ? kernel->ctas : 0;
+}
+
 // How a kernel is launched, by clusters or CTAs that are so many together.
 struct Config : cudaLaunchConfig_t {
   template <class Arguments>
@@ -118,8 +143,7 @@ cudaError_t allow(const Kernel<Arguments>& kernel, void (*run)(Arguments)) {
   return error;
 }
 
-// The first of these, which are in order of their size, that serves the layer: a grid of the batch tiles of all
-// directions. Returns what went wrong, or null.
+// The kernel chosen for the layer: a grid of the batch tiles of all directions. Returns what went wrong, or null.
 template <class Arguments, size_t count>
 const char* launch(const std::array<Kernel<Arguments>, count>& kernels, const int64_t* words, int64_t how_many,
                    int64_t directions, int64_t columns, const Limits& limits, void* stream) {
@@ -133,10 +157,8 @@ const char* launch(const std::array<Kernel<Arguments>, count>& kernels, const in
   if (tiles > INT32_MAX / most_ctas || s.B > INT32_MAX - columns || s.T > INT32_MAX)
     return "the batch or the sequence is too large";
   const int64_t cell = static_cast<int64_t>(s.cell), inputs = inputs_of(arguments);
-  const auto* const kernel = std::find_if(kernels.begin(), kernels.end(), [&](const auto& k) {
-    return k.hidden >= s.H && serves(k, cell, inputs, limits);
-  });
-  if (kernel == kernels.end()) return "no kernel serves this layer";
+  const auto* const kernel = chosen(kernels, cell, inputs, s.H, tiles, limits);
+  if (!kernel) return "no kernel serves this layer";
   auto* const run = is_plain(arguments) ? kernel->plain : kernel->any;
   const Config config(*kernel, tiles * kernel->ctas, stream);
   cudaError_t error = allow(*kernel, run);

@@ -30,10 +30,10 @@ class Loop {
 
  protected:
   // A CTA, or a cluster of them, for each batch tile of the first direction, then for each of the second, which is the
-  // reverse. rank: of the CTA in its cluster.
-  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared, int rank = 0)
+  // reverse. rank: of the CTA in its cluster. Of all steps those from `first` up to `last`, which are counted from 0.
+  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared, int rank, int64_t first, int64_t last)
       : s_(shape),
-        T_(static_cast<int>(shape.T)),
+        T_(static_cast<int>(last - first)),
         B_(static_cast<int>(shape.B)),
         H_(static_cast<int>(shape.H)),
         first_unit_(rank * P::hidden),
@@ -45,6 +45,7 @@ class Loop {
     first_ = static_cast<int>(blockIdx.x / P::ctas % tiles) * P::columns;
     s_.reverse = s_.reverse || direction_ > 0;
     descending_ = s_.reverse != backward;
+    first_time_ = static_cast<int>(descending_ ? s_.T - 1 - first : first);
     own_row_ = first_ + threadIdx.x % P::columns;
     own_length_ = length(own_row_);
   }
@@ -55,7 +56,7 @@ class Loop {
   FUSEDRNN_DEVICE int length(int b) const { return b < B_ ? static_cast<int>(length_of(s_, b)) : 0; }
 
   // What a step of the loop is in time.
-  FUSEDRNN_DEVICE int t_of(int step) const { return descending_ ? T_ - 1 - step : step; }
+  FUSEDRNN_DEVICE int t_of(int step) const { return descending_ ? first_time_ - step : first_time_ + step; }
 
   // f(place) of every place of this thread, also of those beyond B and H.
   template <class F>
@@ -149,12 +150,13 @@ class Loop {
   }
 
   Shape s_;
-  int T_, B_, H_;
+  int T_, B_, H_;           // T_: steps of this loop
   int first_unit_, units_;  // of H, those of this CTA
   unsigned char* shared_;
   int direction_;
   int first_;
   bool descending_;
+  int first_time_;
   int own_row_;  // of the column whose rows this thread copies
   int own_length_;
   Weights weights_;

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedrnn import _cuda_library, checks
-from fusedrnn.backends import hoisted
+from fusedrnn.backends import beside, hoisted
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call
 from fusedrnn.cells import cells_shape, saved_shape, state_dtype
@@ -31,6 +31,9 @@ OF_DTYPE = {torch.bfloat16: "bf16", torch.float16: "f16"}  # of float32, its pre
 WHOLE = 16  # bytes that are copied at once
 HOPPER_SHARED = 227 << 10  # bytes of shared memory that a CTA may have
 ON_HOST_PROCESSORS = 4
+# Guesses: multiplications and additions a second of a large product, and seconds that a loop takes to begin.
+PRODUCTS = {"bf16": 500e12, "f16": 500e12, "tf32": 250e12, "ieee": 40e12}
+BEGINNING, MOST_PARTS = 8e-6, 8
 
 
 class CudaBackend(Backend):
@@ -64,10 +67,15 @@ class CudaBackend(Backend):
         with hoisted.on_its_device(call):
             w_ih, bias = hoisted.stacked([w.w_ih for w in call.weights]), hoisted.input_bias(call)
             gates, tokens, x_rows, I = absent, absent, absent, call.I
+            parts = _parts(call)
+            steps: Iterable[beside.Part] = [(0, call.T)]
             if _concat(call.schedule, call.tokens):
                 I = _padded(call.I, call.dtype)
                 x, w_ih = (_whole(F.pad(t, (0, I - call.I)) if I > call.I else t) for t in (call.x, w_ih))
                 x_rows = _rows(call, x)
+            elif parts > 1:
+                source, steps = beside.input_gates(call, w_ih.flatten(0, 1), bias, parts)
+                gates = _rows(call, source)
             else:
                 source = hoisted.input_gates(call, w_ih.flatten(0, 1), bias)
                 gates = (source, 0, source.stride(0)) if call.tokens else _rows(call, source)
@@ -84,7 +92,9 @@ class CudaBackend(Backend):
                 *(h_n, c_n, saved, cells),
                 *(*x_rows, w_ih, bias),
             )
-            _launch("forward", call, operands)
+            between = [call.h0.new_empty(call.h0.shape, dtype=torch.float32) if parts > 1 else None for _ in range(2)]
+            for first, last in steps:
+                _launch("forward", call, (*operands, first, last, *between))
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
@@ -157,9 +167,28 @@ def _tile(of: Call | Problem) -> int:
     """Rows of the batch that a CTA or a cluster takes: 8 by tensor cores, otherwise 1 while they all run at once."""
     if _numbers(of) != "ieee":
         return 8
-    shared, ctas = _limits()
-    by_one = _most_hidden("forward", of.cell, "ieee", 1, 0, shared, 1) >= of.H
-    return 1 if _processors() >= of.B * of.D * (1 if by_one else ctas) else 2
+    return 1 if _multiprocessors(of, 1) <= _processors() else 2
+
+
+def _parts(call: Call) -> int:
+    """Parts in which the products of the input are made, beside the loop where it leaves half of the multiprocessors.
+
+    The loop waits for the first of n parts, and begins anew n - 1 times: least for n the root of what all products take
+    over what a beginning does. Both are guesses until a GPU was asked.
+    """
+    if call.tokens or call.row_offsets is not None or call.schedule == "concat" or ON_HOST:
+        return 1
+    if _multiprocessors(call, _tile(call)) > _processors() // 2:
+        return 1
+    seconds = 2 * call.R * call.I * call.D * len(call.spec.gates) * call.H / PRODUCTS[_numbers(call)]
+    return max(1, min(MOST_PARTS, call.T, round((seconds / BEGINNING) ** 0.5)))
+
+
+def _multiprocessors(of: Call | Problem, tile: int) -> int:
+    """Those that a loop of such tiles takes, or would take if there were as many."""
+    tiles, cell = -(-of.B // tile) * of.D, CELLS.index(of.cell)
+    ctas = _cuda_library.function("forward_ctas")
+    return tiles * ctas(NUMBERS.index(_numbers(of)), tile, cell, 0, of.H, tiles, *_limits())
 
 
 def _concat(schedule: str, tokens: bool) -> bool:
@@ -244,11 +273,11 @@ def _missing(device: int | None) -> str:
     return (_cuda_library.function("missing")() or b"").decode()
 
 
-def _limits() -> tuple[int, int]:
-    """Bytes of shared memory that a CTA may have, and CTAs that a cluster may."""
+def _limits() -> tuple[int, int, int]:
+    """Bytes of shared memory that a CTA may have, CTAs that a cluster may, and multiprocessors."""
     if ON_HOST:
-        return HOPPER_SHARED, _ctas(None)
-    return _properties(_device()).shared_memory_per_block_optin, _ctas(_device())
+        return HOPPER_SHARED, _ctas(None), _processors()
+    return _properties(_device()).shared_memory_per_block_optin, _ctas(_device()), _processors()
 
 
 @functools.cache
@@ -266,7 +295,6 @@ def _properties(device: int) -> Any:
 
 
 @functools.cache
-def _most_hidden(way: str, cell: str, numbers: str, tile: int, inputs: int, shared: int, ctas: int) -> int:
+def _most_hidden(way: str, cell: str, numbers: str, tile: int, inputs: int, *limits: int) -> int:
     """The largest H that a kernel serves; inputs: those of x that are multiplied in it."""
-    served = _cuda_library.function(f"{way}_hidden")
-    return served(NUMBERS.index(numbers), tile, CELLS.index(cell), inputs, shared, ctas)
+    return _cuda_library.function(f"{way}_hidden")(NUMBERS.index(numbers), tile, CELLS.index(cell), inputs, *limits)

@@ -94,7 +94,7 @@ class Layer {
   void forward() {
     Forward<Element> f{};
     f.shape = shape(0, true);
-    f.R = R;
+    f.R = R, f.last = T;
     if (P::inputs) {
       f.x = {x.device, B * I, I}, f.w_ih = w_ih.device, f.bias = bias.device;
     } else {

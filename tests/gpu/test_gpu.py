@@ -113,6 +113,19 @@ def test_cuda_in_a_graph_of_the_users_own(cell, hidden):
     assert_graphs_replay(layer, torch.randn(17, 3, 24, device="cuda", dtype=torch.bfloat16))
 
 
+@pytest.mark.skipif(bool(REGISTRY["cuda"].unavailable_reason()), reason=REGISTRY["cuda"].unavailable_reason() or "")
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_the_input_made_beside_the_loop(cell, monkeypatch):
+    layer = getattr(fusedrnn, cell)(
+        24, 264, bidirectional=True, backend="cuda", device="cuda", dtype=torch.bfloat16
+    ).requires_grad_(False)
+    x = torch.randn(65, 3, 24, device="cuda", dtype=torch.bfloat16)
+    whole = layer(x)[0]
+    monkeypatch.setattr(cuda, "_parts", lambda call: 4)
+    torch.testing.assert_close(layer(x)[0], whole, rtol=0, atol=0.02)
+    assert_graphs_replay(layer, x)
+
+
 @pytest.fixture
 def kind(request, monkeypatch):
     """Has Triton's kernels of one kind run what others come first for."""
