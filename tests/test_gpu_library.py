@@ -69,7 +69,9 @@ def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
     source.write_text("".join(functions))
     subprocess.run(["g++", "-shared", "-fPIC", source, "-o", built], check=True)
     monkeypatch.setattr(_cuda_library, "_functions", {})
-    assert _cuda_library._load(built, True) == f"{built} has interface 0, not 2: build it again"
+    assert (
+        _cuda_library._load(built, True) == f"{built} has interface 0, not {_cuda_library._INTERFACE}: build it again"
+    )
 
 
 def test_why_the_backend_is_missing_is_asked_of_a_new_process():
