@@ -149,8 +149,9 @@ def test_clusters_in_float32(cell, rows, monkeypatch):
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_smaller_clusters_take_what_larger_ones_would_in_turns(cell, monkeypatch):
-    """Two tiles by one cluster of 8 or two of 4; by one of 16 or two of 8."""
-    for H, processors, ctas in ((200, 8, 4), (200, 16, 8), (264, 16, 8), (264, 32, 16)):
+    """Two tiles by one cluster of 8 or two of 4; of the GRU by one of 16 or two of 8."""
+    of_gru = ((264, 16, 8), (264, 32, 16)) if cell == "gru" else ()
+    for H, processors, ctas in ((200, 8, 4), (200, 16, 8), *of_gru):
         monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
         sample = Sample(cell, T=2, B=9, I=3, H=H)
         assert backend._multiprocessors(sample.call(torch.bfloat16), 8) == 2 * ctas
@@ -203,7 +204,7 @@ def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ctas", "units"), [(1, (256, 192, 128)), (4, (256, 256, 256)), (8, (512, 512, 512)), (16, (1024, 768, 768))]
+    ("ctas", "units"), [(1, (256, 192, 128)), (4, (256, 256, 256)), (8, (512, 512, 256)), (16, (1024, 768, 768))]
 )
 def test_a_gpu_may_have_no_clusters_or_small_ones(ctas, units):
     limits = (backend.HOPPER_SHARED, ctas, 132)

@@ -31,7 +31,6 @@ constexpr std::array kernels{
     of_cluster<Cell::lstm, Kind, 32, 8, 8>,
     of_cluster<Cell::lstm, Kind, 64, 8, 4>,
     of_cluster<Cell::lstm, Kind, 32, 8, 16>,
-    of_cluster<Cell::lstm, Kind, 64, 8, 8, 18>,
     of_cluster<Cell::lstm, Kind, 48, 6, 16, 19>,
     of_cluster<Cell::gru, Kind, 32, 8, 8>,
     of_cluster<Cell::gru, Kind, 64, 8, 4>,
