@@ -32,8 +32,11 @@ def takes_any_cotangents_and_gives_single_gradients(sample: Sample, name: str, d
 
 def writes_no_input_and_shares_no_memory(sample: Sample, name: str, dtype: torch.dtype) -> None:
     call = sample.call(dtype)
+    given = [t for t in inputs_of(call) if t is not None]
+    before = [t.clone() for t in given]
     outputs = forward(call, name)
-    inputs = [t for t in (*inputs_of(call), *outputs) if t is not None]
+    assert all(map(torch.equal, given, before))
+    inputs = [*given, *(t for t in outputs if t is not None)]
     before = [t.clone() for t in inputs]
     grads = backward(call, name, sample.cotangents(outputs[:3]), outputs)
     assert all(map(torch.equal, inputs, before))

@@ -39,7 +39,7 @@ def input_gates(call: Call, w_ih: Tensor, bias: Tensor | None) -> Tensor:
         x = flat_rows(call)
         torch._assert_async(((x >= 0) & (x < call.I)).all(), "token outside the vocabulary")  # on a GPU without waiting
         table = w_ih.t().contiguous()
-        return table if bias is None else table.add_(bias)
+        return table if bias is None else table + bias
     if call.row_offsets is None and call.x.stride(0) < call.x.stride(1):
         return F.linear(call.x.transpose(0, 1), w_ih, bias).transpose(0, 1)
     return F.linear(call.x, w_ih, bias)

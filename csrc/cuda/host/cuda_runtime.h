@@ -140,9 +140,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const bool cluster =
       shape.cluster <= 8 || (shape.cluster <= 16 && attribute(cudaFuncAttributeNonPortableClusterSizeAllowed));
   if (!flat || !shared || !cluster || threads.x > 1024 || blocks.x % shape.cluster) return cudaErrorInvalidValue;
-  fusedrnn::host::Grid grid(
+  const std::string failure = fusedrnn::host::run_grid(
       shape, [&] { kernel(static_cast<P>(arguments)...); }, runtime.seed << 32 | runtime.launches++);
-  const std::string failure = grid.run();
   if (runtime.failure.empty()) runtime.failure = failure;
   return cudaSuccess;
 }

@@ -5,6 +5,8 @@
 // threads that fall asleep, which lets some fall far behind. All draws come from a seed: the same seed is the same run.
 // When nobody can go on and nothing is to happen, the launch has failed and tells what everyone waits for.
 //
+// A grid of more threads than kAtOnce runs in parts, one after another, as on a GPU that has not the room.
+//
 // The CTAs take turns. Where a program has __shared__ variables they are threads of the operating system, to which these
 // are thread_local.
 //
@@ -12,6 +14,7 @@
 // acquires are found. Nor are races between two points where threads switch.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <random>
@@ -29,6 +32,7 @@ namespace fusedrnn::host {
 struct LaunchShape {
   unsigned ctas, threads, cluster;  // in the grid, in a CTA, CTAs in a cluster
   size_t dynamic_bytes;             // of shared memory
+  unsigned first = 0, part = 0;     // CTAs that run at once: the number of the first, and how many
 };
 
 class Grid {
@@ -92,14 +96,14 @@ inline Grid::Grid(const LaunchShape& shape, std::function<void()> kernel, uint64
     : shape_(shape),
       kernel_(std::move(kernel)),
       random_(seed),
-      ctas_(shape.ctas),
-      clusters_(shape.ctas / shape.cluster),
+      ctas_(shape.part),
+      clusters_(shape.part / shape.cluster),
       quantum_(16 << random_() % 5),
       lateness_(1 << random_() % 9) {
   const unsigned threads = shape.threads;
   for (unsigned i = 0; i < ctas_.size(); ++i) {
     Cta& cta = ctas_[i];
-    cta.number = i, cta.rank = i % shape.cluster, cta.cluster = &clusters_[i / shape.cluster];
+    cta.number = shape.first + i, cta.rank = i % shape.cluster, cta.cluster = &clusters_[i / shape.cluster];
     cta.cluster->ctas.push_back(&cta);
     cta.cluster->meeting.living += threads;
     cta.meeting.living = threads;
@@ -114,6 +118,19 @@ inline Grid::Grid(const LaunchShape& shape, std::function<void()> kernel, uint64
       cta.ready.push_back(&thread);
     }
   }
+}
+
+constexpr unsigned kAtOnce = 16384;  // threads; a process may map twice as many stacks
+
+// A whole launch. Returns what went wrong: nothing if all is well.
+inline std::string run_grid(LaunchShape shape, const std::function<void()>& kernel, uint64_t seed) {
+  const unsigned part = std::max(1u, kAtOnce / shape.threads / shape.cluster) * shape.cluster;
+  std::string error;
+  for (shape.first = 0; shape.first < shape.ctas && error.empty(); shape.first += part) {
+    shape.part = std::min(part, shape.ctas - shape.first);
+    error = Grid(shape, kernel, seed).run();
+  }
+  return error;
 }
 
 inline std::string Grid::run() {
