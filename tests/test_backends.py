@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import whole
 from problems import (
     Sample,
     assert_close_to_float64,
@@ -176,17 +177,7 @@ def test_only_what_is_wanted_is_computed(sample, backend):
 
 @pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
 def test_inputs_are_not_written_and_outputs_share_no_memory(sample, backend):
-    call = sample.call(torch.float32)
-    outputs = forward(call, backend)
-    cotangents = sample.cotangents(outputs[:3])
-    inputs = [t for t in (*inputs_of(call), *outputs, *cotangents) if t is not None]
-    before = [t.clone() for t in inputs]
-    grads = [g for g in backward(call, backend, cotangents, outputs) if g.numel()]
-    assert all(torch.equal(t, copy) for t, copy in zip(inputs, before, strict=True))
-    storages = [
-        t.untyped_storage().data_ptr() for t in (*inputs_of(call), *outputs, *grads) if t is not None and t.numel()
-    ]
-    assert len(storages) == len(set(storages))
+    whole.writes_no_input_and_shares_no_memory(sample, backend, torch.float32)
 
 
 @pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)

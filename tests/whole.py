@@ -36,11 +36,12 @@ def writes_no_input_and_shares_no_memory(sample: Sample, name: str, dtype: torch
     before = [t.clone() for t in given]
     outputs = forward(call, name)
     assert all(map(torch.equal, given, before))
-    inputs = [*given, *(t for t in outputs if t is not None)]
-    before = [t.clone() for t in inputs]
-    grads = backward(call, name, sample.cotangents(outputs[:3]), outputs)
-    assert all(map(torch.equal, inputs, before))
-    storages = [t.untyped_storage().data_ptr() for t in (*inputs, *grads) if t.numel()]
+    cotangents = sample.cotangents(outputs[:3])
+    read = [*given, *(t for t in outputs if t is not None), *cotangents]
+    before = [t.clone() for t in read]
+    grads = backward(call, name, cotangents, outputs)
+    assert all(map(torch.equal, read, before))
+    storages = [t.untyped_storage().data_ptr() for t in (*given, *outputs, *grads) if t is not None and t.numel()]
     assert len(storages) == len(set(storages))
 
 
