@@ -23,7 +23,6 @@ _FUNCTIONS = {
     "forward_hidden": (ctypes.c_int64, 7),
     "backward_hidden": (ctypes.c_int64, 7),
     "forward_ctas": (ctypes.c_int64, 9),
-    "backward_ctas": (ctypes.c_int64, 9),
     "ctas": (ctypes.c_int64, 0),
     "missing": (ctypes.c_char_p, 0),
     "interface": (ctypes.c_int64, 0),

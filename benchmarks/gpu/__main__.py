@@ -43,7 +43,7 @@ def shares() -> list[Share]:
     return [
         Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 1),
         Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.25),
-        Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 100, 0.5),
+        Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 200, 0.5),
         Share("tests", "the tests marked gpu", 90, 0.4),
         Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.2),
         Share("soak", f"{soak.WHOLE} random layers on the CUDA kernels, unless they were run before", 200, 0.3),

@@ -75,12 +75,4 @@ FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_hidden(int64_t numbers, int64_t c
   });
 }
 
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_ctas(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                    int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
-                                                    int64_t processors) {
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return chosen_ctas(kernels<Kind>, cell, inputs, H, tiles, {shared, ctas, processors});
-  });
-}
-
 }  // namespace fusedrnn::cuda
