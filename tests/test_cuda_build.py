@@ -1,5 +1,5 @@
-"""The CUDA kernels compiled for Hopper: nothing spills, all fits a multiprocessor, a step is what was planned. They are
-as recorded for these sources; some are compiled again.
+"""The CUDA kernels compiled for sm_90a and sm_100: nothing spills, all fits a multiprocessor, a step is what was
+planned. They are as recorded for these sources; some are compiled again.
 
 It needs nvcc and Triton's tools, and no GPU."""
 

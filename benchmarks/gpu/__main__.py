@@ -9,7 +9,6 @@ again, it goes on with what is missing. The tables come last.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -106,20 +105,15 @@ def _stage(share: Share, place: stages.Place, end: float) -> int:
 
 def show_tables(place: stages.Place) -> None:
     physics, cudnn, fusedrnn = place.physics(), place.rows("cudnn"), place.rows("fusedrnn")
-    tests = _kept(place.file("tests"), "tests")
     path = place.file("table").with_suffix(".md")
     place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, table.full(physics, cudnn, fusedrnn).encode())
-    print(table.short(physics, cudnn, fusedrnn, tests))
+    print(table.short(physics, cudnn, fusedrnn, place.tests("tests")))
     if whole := steps.table(place.rows("steps").rows):
         print(f"\n{whole}")
-    for checked in (*_kept(place.file("sanitizer"), "tests"), *_kept(place.file("soak"), "tests")):
+    for checked in place.tests("sanitizer") + place.tests("soak"):
         print(f"{checked['name']}: {checked['outcome']} {checked['said']}".rstrip())
     print(f"\nkept in {place.folder}; every problem, with its floor, in {path}")
-
-
-def _kept(path: Path, name: str) -> list[dict]:
-    return json.loads(path.read_text())[name] if path.exists() else []
 
 
 def main() -> int:

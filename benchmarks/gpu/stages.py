@@ -44,6 +44,11 @@ class Place:
         """This run's and the earlier ones'."""
         return Record.load(self.file(stage)).over(Record.load(RESULTS / self.file(stage).name))
 
+    def tests(self, stage: str) -> list[dict]:
+        """What a stage of tests kept here, or nothing."""
+        path = self.file(stage)
+        return json.loads(path.read_text())["tests"] if path.exists() else []
+
     def physics(self) -> micro.Physics:
         return micro.Physics.load([self.file("micro"), RESULTS / self.file("micro").name])
 
@@ -269,9 +274,8 @@ def run_sanitizer(place: Place, deadline: float) -> int:
 def run_soak(place: Place, deadline: float) -> int:
     """Random layers, once for each state of the kernels' sources; what was wrong is kept."""
     name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
-    kept = [json.loads(path.read_text())["tests"]
-            for path in (place.file("soak"), RESULTS / place.file("soak").name) if path.exists()]  # fmt: skip
-    if any((test["name"], test["outcome"]) == (name, "passed") for tests in kept for test in tests):
+    kept = place.tests("soak") + Place(RESULTS).tests("soak")
+    if any((test["name"], test["outcome"]) == (name, "passed") for test in kept):
         print("all run before")
         return 0
     start, run, faults = time.monotonic(), 0, []
