@@ -42,7 +42,7 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 _NAME = re.compile(
     r"(?P<way>Forward|Backward)PlanI\w*?CellE(?P<cell>\d)E"
     r"(?P<kind>13__nv_bfloat16|6__half|NS0_4Tf32E|NS0_4IeeeILi(?P<rows>\d)EEE)"
-    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<resident>\d+)E(?:Li(?P<inputs>\d+)E(?=Li\d+ELi))?Li(?P<ctas>\d+)ELi\d+E+"
+    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<in_registers>\d+)E(?:Li(?P<inputs>\d+)E(?=Li\d+ELi))?Li(?P<ctas>\d+)ELi\d+E+"
     r"(?:Lb(?P<plain>[01]))?"
 )
 _USED = re.compile(
@@ -69,7 +69,7 @@ class Kernel(NamedTuple):
     rows: int  # of the batch, that a CTA takes
     hidden: int  # of a CTA
     warps: int
-    resident: int
+    in_registers: int  # of a thread, that hold weights, at most
     inputs: int  # of x, multiplied in the loop
     ctas: int  # of a cluster
     plain: bool
@@ -106,13 +106,12 @@ class Kernel(NamedTuple):
         return GATES[self.cell] * self.hidden * columns * (2 if self.element in ("bf16", "f16") else 4)
 
     def products(self, columns: int) -> int:
-        """Of a warp in a step, with such a matrix: of 16 rows by 32 bytes of it each, of which backward two are taken
-        together, or of a number for each lane."""
+        """Of a warp in a step, with such a matrix: of 16 rows by 32 bytes of it each, or of a number for each lane."""
         if self.element == "ieee":
             return self.weights(columns) * self.rows // (self.warps * 4 * 32)
         if self.way == "forward":
             return self.weights(columns) // (self.warps * 16 * 32)
-        return columns // (self.warps * 16) * -(-self.weights(1) // 64) * 2
+        return columns // (self.warps * 16) * -(-self.weights(1) // 32)
 
     @property
     def rows_of_weights(self) -> int:
@@ -201,7 +200,7 @@ def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> K
     step["others"] = every.total() - step.total()
     element = {"13__nv_bfloat16": "bf16", "6__half": "f16", "NS0_4Tf32E": "tf32"}.get(is_of["kind"], "ieee")
     rows = int(is_of["rows"] or 8)
-    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "resident", "inputs", "ctas"))
+    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "in_registers", "inputs", "ctas"))
     cell = CELLS[int(is_of["cell"])]
     return Kernel(
         is_of["way"].lower(), cell, element, rows, *sizes, is_of["plain"] != "0", registers, stack, spilled, step
@@ -225,7 +224,7 @@ def _plan(k: Kernel) -> str:
     """The arguments of its ForwardPlan or BackwardPlan."""
     kind = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "Tf32", "ieee": f"Ieee<{k.rows}>"}[k.element]
     inputs = [k.inputs] if k.way == "forward" else []
-    return ", ".join(map(str, (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.resident, *inputs, k.ctas)))
+    return ", ".join(map(str, (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.in_registers, *inputs, k.ctas)))
 
 
 def some(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
@@ -272,7 +271,7 @@ def cycles(kernel: Kernel) -> tuple[float, float, float]:
     """Of issuing a step, of its reads from shared memory, and of its chain."""
     depth, ieee = kernel.depth, kernel.element == "ieee"
     issue = kernel.issued * kernel.warps / SCHEDULERS + BARRIER
-    from_shared = kernel.weights(kernel.units) * max(0, depth - kernel.resident) / depth
+    from_shared = max(0, kernel.weights(kernel.units) - kernel.in_registers * 4 * 32 * kernel.warps)
     from_shared += kernel.weights(kernel.inputs)
     of_state = kernel.warps * depth * (kernel.rows if ieee else 2)  # a read is one cycle; by ldmatrix of two, four
     if ieee:

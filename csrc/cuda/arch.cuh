@@ -69,6 +69,19 @@ FUSEDRNN_DEVICE uint4 load_tiles(uint32_t row) {
   return v;
 }
 
+// The same of the transposed tiles.
+FUSEDRNN_DEVICE uint4 load_tiles_transposed(uint32_t row) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(row)
+               : "memory");
+  return v;
+}
+
+// The warp's number, which the compiler then knows to be the same for all of its lanes.
+FUSEDRNN_DEVICE int warp() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }
+
 // Between lanes of a warp, all of which take part: what the lane whose number differs in the bits of `lanes` gives.
 FUSEDRNN_DEVICE float exchange(float given, int lanes) {
   float taken;

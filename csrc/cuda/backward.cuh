@@ -162,7 +162,7 @@ class BackwardLoop : protected Loop<P, plain> {
   FUSEDRNN_DEVICE void store_results(int step) {
     const int t = this->t_of(step);
     Element* const to = this->next(dgates_, t);
-    if (own_row_ < B_ && (t < own_length_ || !s_.row_offsets))
+    if (own_row_ < B_ && (this->copies(t) || !s_.row_offsets))
       this->template store<P::blocks>(to, this->own_column(P::results_of(step), P::out_row));
   }
 
@@ -170,7 +170,7 @@ class BackwardLoop : protected Loop<P, plain> {
   FUSEDRNN_DEVICE void store_before(int step) {
     const int t = this->t_of(step);
     Element* const to = this->next(before_, t);
-    if (t < own_length_) {
+    if (this->copies(t)) {
       this->template store<1>(to, this->own_column(P::input_of(step) + P::before_at, P::ring_row));
     } else if (own_row_ < B_ && !s_.row_offsets) {
       this->template each_part<Element, 1>(units_, [&](int, int there) {
@@ -186,9 +186,9 @@ class BackwardLoop : protected Loop<P, plain> {
       const Element* const y = this->next(y_, t);
       const Element* const kept = is_rnn(P::cell) ? y : this->next(saved_, t);
       const float* const c = P::cell == Cell::lstm ? this->next(cells_, t) : nullptr;
-      if (t < own_length_) {
+      if (this->copies(t)) {
         const uint32_t to = this->own_column(P::input_of(step), P::ring_row);
-        const bool reset = is_reset(s_, t, own_row_), first = is_first(s_, t, own_row_);
+        const bool reset = is_reset(s_, t, own_row_), first = s_.reverse ? t + 1 >= own_length_ : t == 0;
         const int64_t state = (direction_ * s_.B + own_row_) * H_ + this->first_unit_;
         if (dy) this->template begin_copy<1>(to, dy, units_);
         this->template begin_copy<1>(to + P::before_at,

@@ -201,7 +201,7 @@ class ForwardLoop : protected Loop<P, plain> {
   // What finish() left of this step, to memory. To be called for each step in turn.
   FUSEDRNN_DEVICE void store_results(int step) {
     const int t = this->t_of(step);
-    const bool active = t < own_length_;
+    const bool active = this->copies(t);
     const uint32_t from = this->own_column(P::results_of(step), P::out_row);
     Element* const y = this->next(y_, t);
     if (active || (this->own_row_ < this->B_ && !s_.row_offsets)) this->template store<1>(y, from);
@@ -233,7 +233,7 @@ class ForwardLoop : protected Loop<P, plain> {
       const Element* const row = of_tokens() ? pre_.at + token_ * pre_.batch : this->next(pre_, t);
       constexpr int blocks = concat ? 1 : T::gates, width = concat ? P::inputs : P::hidden;
       const uint32_t to = this->own_column(P::input_of(step), P::ring_row);
-      if (t < own_length_) this->template begin_copy<blocks, width>(to, row, concat ? static_cast<int>(s_.I) : units_);
+      if (this->copies(t)) this->template begin_copy<blocks, width>(to, row, concat ? static_cast<int>(s_.I) : units_);
     }
     arch::commit_copies();
     find_token(step + 1);
@@ -245,7 +245,7 @@ class ForwardLoop : protected Loop<P, plain> {
     if (!of_tokens() || step >= T_) return;
     const int t = this->t_of(step);
     const int64_t* const token = this->next(tokens_, t);
-    if (t < own_length_) token_ = static_cast<uint32_t>(*token);
+    if (this->copies(t)) token_ = static_cast<uint32_t>(*token);
   }
 
   const Forward<Element>& f_;

@@ -22,6 +22,7 @@ struct Lanes {
   static constexpr int sides = places < columns ? places : columns, of_thread = places / sides;
   static constexpr int units = 32 / lanes * multiplied, bytes = 16 * lanes, in_memory = gates * multiplied;
   static constexpr int parts = 1, shared_sums = 0;
+  static constexpr bool spread = false;
   static_assert(units * lanes == 32 * multiplied && places * lanes == sums * copies);
   template <class P, class Products>
   using Weights = LaneWeights<P, Products>;
@@ -51,20 +52,19 @@ class LaneWeights {
   FUSEDRNN_DEVICE void load(unsigned char* shared, const Matrix<float>& w) {
     const int own = Products::weights_at + threadIdx.x * 16, lane = threadIdx.x % T::lanes;
     own_ = arch::shared_address(shared) + own;
-    P::Staging::template all<P, Products>(shared, w, [&](int k, auto word) {
+    P::Staging::template all<P, Products>(shared, w, [&](int k, const auto& staged) {
 #pragma unroll
       for (int row = 0; row < rows; ++row) {
         float weights[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t bits = word(first_unit() + row % T::multiplied, row / T::multiplied, 4 * lane + i);
-          memcpy(&weights[i], &bits, 4);
-        }
-        if (k < Products::resident) {
+        for (int i = 0; i < 4; ++i)
+          weights[i] = *staged.at(first_unit() + row % T::multiplied, row / T::multiplied, 4 * lane + i);
+        const int number = k * rows + row;
+        if (number < Products::resident) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) registers_[row][k < Products::resident ? k : 0][i] = weights[i];
+          for (int i = 0; i < 4; ++i) registers_[number < Products::resident ? number : 0][i] = weights[i];
         } else {
-          *reinterpret_cast<float4*>(shared + own + place(row, k)) = {weights[0], weights[1], weights[2], weights[3]};
+          *reinterpret_cast<float4*>(shared + own + place(number)) = {weights[0], weights[1], weights[2], weights[3]};
         }
       }
     });
@@ -116,39 +116,36 @@ class LaneWeights {
 
   // As those of TileWeights.
   template <int count, class F>
-  FUSEDRNN_DEVICE static void each_packet(const F& f) {
+  FUSEDRNN_DEVICE static void each_packet(int warp, const F& f) {
     constexpr int pieces = T::units * P::size / 16;
     static_assert(pieces * 16 == T::units * P::size);
-    each_of_warp<count, pieces * T::columns>([&](int packet, int which) {
-      f(static_cast<int>(threadIdx.x) / 32 * T::units * P::size + packet % pieces * 16, packet / pieces, which);
-    });
+    each_of_warp<count, pieces * T::columns>(
+        [&](int packet, int which) { f(warp * T::units * P::size + packet % pieces * 16, packet / pieces, which); });
   }
 
   static constexpr int run = T::places == 1 ? 1 : 2;
-  template <class F>
-  FUSEDRNN_DEVICE static void each_run(const Sums& sums, const F& f) {
-    static_assert(T::copies == 1 && T::gates == 1);
-    const int begin = first_unit() * T::columns + static_cast<int>(threadIdx.x) % T::lanes * T::places;
+  template <int stretch, class F>
+  FUSEDRNN_DEVICE static void each_run(int warp, const Sums& sums, const F& f) {
+    static_assert(T::copies == 1 && T::gates == 1 && stretch % T::multiplied == 0);
+    const int begin = static_cast<int>(threadIdx.x) % T::lanes * T::places;
 #pragma unroll
-    for (int at = 0; at < T::places; at += run) f(begin + at, sums[0][at], sums[0][at + run - 1]);
+    for (int at = 0; at < T::places; at += run) f(first_unit(warp), begin + at, sums[0][at], sums[0][at + run - 1]);
   }
 
  private:
-  static constexpr int rows = T::gates * T::multiplied, in_shared = Products::depth - Products::resident;
+  static constexpr int rows = T::gates * T::multiplied;
   static_assert(P::groups == 1);
 
-  FUSEDRNN_DEVICE static int first_unit() {
-    return static_cast<int>(threadIdx.x) / 32 * T::units +
-           static_cast<int>(threadIdx.x) % 32 / T::lanes * T::multiplied;
+  FUSEDRNN_DEVICE static int first_unit(int warp = threadIdx.x / 32) {
+    return warp * T::units + static_cast<int>(threadIdx.x) % 32 / T::lanes * T::multiplied;
   }
 
-  FUSEDRNN_DEVICE static int place(int row, int k) {
-    return (row * in_shared + k - Products::resident) * P::threads * 16;
-  }
+  FUSEDRNN_DEVICE static int place(int number) { return (number - Products::resident) * P::threads * 16; }
 
   FUSEDRNN_DEVICE float4 weights(int row, int k) const {
-    if (k >= Products::resident) return arch::load_shared_floats(own_ + place(row, k));
-    const float (&w)[4] = registers_[row][k < Products::resident ? k : 0];
+    const int number = k * rows + row;
+    if (number >= Products::resident) return arch::load_shared_floats(own_ + place(number));
+    const float (&w)[4] = registers_[number < Products::resident ? number : 0];
     return {w[0], w[1], w[2], w[3]};
   }
 
@@ -168,7 +165,7 @@ class LaneWeights {
     }
   }
 
-  float registers_[rows][Products::resident > 0 ? Products::resident : 1][4];
+  float registers_[Products::resident > 0 ? Products::resident : 1][4];
   uint32_t own_;
 };
 

@@ -55,6 +55,9 @@ class Loop {
   // Of row b; 0 beyond the batch.
   FUSEDRNN_DEVICE int length(int b) const { return b < B_ ? static_cast<int>(length_of(s_, b)) : 0; }
 
+  // Whether the row that this thread copies has step t.
+  FUSEDRNN_DEVICE bool copies(int t) const { return plain ? own_row_ < B_ : t < own_length_; }
+
   // What a step of the loop is in time.
   FUSEDRNN_DEVICE int t_of(int step) const { return descending_ ? first_time_ - step : first_time_ + step; }
 

@@ -96,27 +96,4 @@ struct Operand<Ieee<columns>> {
   FUSEDRNN_DEVICE static float for_product(float x) { return x; }
 };
 
-// How elements lie in the 32-bit words that fragments hold: as many as fill a word, the next one `apart` bytes after each.
-template <class Kind>
-constexpr int elements_of_word = 4 / sizeof(typename Operand<Kind>::Element);
-
-template <class Kind>
-FUSEDRNN_DEVICE uint32_t word_of(const unsigned char* first, int apart) {
-  using O = Operand<Kind>;
-  using Element = typename O::Element;
-  uint32_t word;
-  Element elements[elements_of_word<Kind>];
-  if (apart == sizeof(Element)) {
-    word = *reinterpret_cast<const uint32_t*>(first);
-    memcpy(elements, &word, 4);
-  } else {
-#pragma unroll
-    for (int i = 0; i < elements_of_word<Kind>; ++i) elements[i] = *reinterpret_cast<const Element*>(first + i * apart);
-  }
-#pragma unroll
-  for (int i = 0; i < elements_of_word<Kind>; ++i) elements[i] = O::for_product(elements[i]);
-  memcpy(&word, elements, 4);
-  return word;
-}
-
 }  // namespace fusedrnn::cuda

@@ -10,13 +10,15 @@ namespace fusedrnn::cuda {
 
 constexpr int most_shared = 227 << 10;  // bytes of shared memory that Hopper gives a CTA
 
+constexpr int over(int count, int divisor) { return (count + divisor - 1) / divisor; }
+
 // Bytes of a row: the least, from `bytes` on, that is 16 more than a multiple. What the lanes of a warp read at once from
 // 8 rows of 128 and 16, or from 4 of each second row of 64 and 16, lies in different banks.
-constexpr int whole(int bytes, int multiple) { return (bytes + multiple - 1) / multiple * multiple; }
+constexpr int whole(int bytes, int multiple) { return over(bytes, multiple) * multiple; }
 constexpr int apart(int bytes, int multiple) { return whole(bytes, multiple) + 16; }
 
 // `ctas_` CTAs have `hidden_` units each, and serve every H up to as many as that is together: units beyond H are zeros.
-// `in_registers` is how many of a warp's products along a row of the weights find them in registers; the others find them
+// `in_registers` is how many registers of a thread hold weights, of the first products along a row; the others find them
 // in shared memory, after two buffers of the operand of the products, a ring of inputs, two buffers of results, and what
 // the CTAs of a cluster need to exchange the operand. operand, input and results are the bytes that a row of each has.
 template <Cell cell_, class Kind_, class Tiles_, bool transposed, int hidden_, int warps_, int in_registers,
@@ -30,10 +32,10 @@ struct Plan {
   static constexpr int hidden = hidden_, warps = warps_, threads = 32 * warps, size = sizeof(Element);
   static constexpr int gates = static_cast<int>(gates_of(cell)), columns = Tiles::columns;
   static constexpr int ctas = ctas_, units = ctas * hidden, parts = Tiles::parts;
-  static constexpr int groups = hidden * parts / (warps * Tiles::units);  // of units, a warp
-  static constexpr int depth = operand / (Tiles::bytes * parts);          // products of a warp along a row
-  static constexpr int resident = in_registers < depth ? in_registers : depth;
-  static_assert(groups * warps * Tiles::units == hidden * parts && depth * Tiles::bytes * parts == operand);
+  static constexpr int groups = over(hidden * parts, warps* Tiles::units);  // of units, a warp
+  static constexpr int depth = over(operand, Tiles::bytes* parts);          // products of a warp along a row
+  static constexpr int busy = hidden * parts / (groups * Tiles::units);     // warps that have units
+  static_assert(groups * busy * Tiles::units == hidden * parts && (busy == warps || Tiles::spread));
 
   // Backward each CTA of a cluster sums over the gates of its own units what reaches all of them.
   // Forward the columns of the weights begin with those of its own units.
@@ -43,15 +45,18 @@ struct Plan {
     return groups;
   }();
 
+  // 16 bytes of a thread's weights, along a row product after product: of one; of all; of those, in registers.
+  static constexpr int of_product = Tiles::in_memory * weight_groups, of_row = of_product * depth;
+  static constexpr int resident = std::min(in_registers / 4, of_row);
+
   using Staging = cuda::Staging<Kind, gates, hidden, Tiles::bytes, threads, transposed, units>;
   static constexpr int inputs = 0;
   static constexpr int operand_row = apart(operand, 128), operand_buffer = Tiles::rows * operand_row;
   static constexpr int ring_row = apart(input, 64), ring_stage = Tiles::rows * ring_row;
   static constexpr int out_row = apart(results, 64), out_buffer = Tiles::rows * out_row;
-  static constexpr int ring_at = 2 * operand_buffer,
-                       weights = Tiles::in_memory * (depth - resident) * weight_groups * threads * 16;
-  static constexpr int sums = (partial ? 2 * units * columns : Tiles::shared_sums * groups * threads) * 4;
+  static constexpr int ring_at = 2 * operand_buffer, weights = (of_row - resident) * threads * 16;
   static constexpr int waves = ctas > 1 ? 2 : 0, barriers = 2 * waves * 8;
+  static constexpr int sums = (partial ? 2 * units * columns : Tiles::shared_sums * groups * threads) * 4;
   static constexpr int rest = 2 * out_buffer + sums + barriers;
   static constexpr int stages = std::clamp((most_shared - ring_at - rest - weights) / ring_stage, 2, 4);
   static constexpr int out_at = ring_at + stages * ring_stage, sums_at = out_at + 2 * out_buffer;
@@ -95,7 +100,7 @@ struct Dealt<Ieee<columns>, cell, hidden, warps> {
 
 // Input: pre-activations, or where inputs_ is not 0 up to so many numbers of x, whose weights lie in shared memory as well.
 // Results: a row of y, of `saved`, of `cells`.
-template <Cell cell, class Kind, int hidden, int warps, int in_registers = hidden, int inputs_ = 0, int ctas_ = 1,
+template <Cell cell, class Kind, int hidden, int warps, int in_registers = 255, int inputs_ = 0, int ctas_ = 1,
           int size = sizeof(typename Operand<Kind>::Element)>
 struct ForwardPlan
     : Plan<cell, Kind, typename Dealt<Kind, cell, hidden, warps>::Forward, false, hidden, warps, in_registers,
@@ -107,20 +112,20 @@ struct ForwardPlan
   // The products of W_ih and x.
   struct Inputs {
     static constexpr int depth = inputs * size / ForwardPlan::Tiles::bytes, resident = 0;
+    static constexpr int of_product = ForwardPlan::of_product;
     static constexpr int operand_row = ForwardPlan::ring_row, weights_at = ForwardPlan::Plan::shared;
   };
-  static constexpr int shared = Inputs::weights_at + ForwardPlan::Tiles::in_memory * Inputs::depth *
-                                                         ForwardPlan::groups * ForwardPlan::threads * 16;
+  static constexpr int shared = Inputs::weights_at + Inputs::of_product * Inputs::depth * ForwardPlan::threads * 16;
   static_assert(shared <= most_shared);
 };
 
 // Of the products, rows are units, whose dh a thread has; the depth are the gates of all units. Input: a row of dy, of the
 // state before, of `saved` or y, of c and of c before. Results: a row of dgates.
-template <Cell cell, class Kind, int hidden, int warps, int in_registers = 4 * hidden, int ctas = 1,
+template <Cell cell, class Kind, int hidden, int warps, int in_registers = 255, int ctas = 1,
           int size = sizeof(typename Operand<Kind>::Element)>
 struct BackwardPlan
     : Plan<cell, Kind, typename Dealt<Kind, cell, hidden, warps>::template Backward<ctas>, true, hidden, warps,
-           in_registers, whole(gates_of(cell) * hidden * size, 64),
+           in_registers, static_cast<int>(gates_of(cell)) * hidden * size,
            (2 + blocks_of(cell)) * hidden * size + c_blocks<cell> * 8 * hidden, blocks_of(cell) * hidden * size, ctas> {
   static constexpr int blocks = static_cast<int>(blocks_of(cell));
   static constexpr int before_at = hidden * size, saved_at = 2 * hidden * size;

@@ -35,8 +35,45 @@ struct Staging {
     return products;
   }
 
-  // f(k, word) of the products k from `first` to `last`: word(unit, gate, column) are as many elements as fill a word, from
-  // that column of the k-th product on, of a row of a gate and unit; zeros beyond W. All threads of the CTA do it together.
+  // A product's weights in shared memory; zeros beyond W.
+  template <int pitch>
+  struct Product {
+    const unsigned char* shared;
+    int along;  // columns before it
+
+    // Of a gate and unit, the product's columns from one on.
+    FUSEDRNN_DEVICE const Element* at(int unit, int gate, int column) const {
+      const int bytes = transposed ? (along + column) * pitch + unit * size
+                                   : (gate * hidden + unit) * pitch + (along + column) * size;
+      return reinterpret_cast<const Element*>(shared + bytes);
+    }
+
+    // A tile of A as a lane has it: its upper and its lower rows are 8 units of a gate each, from units[i] of gates_of[i] on.
+    FUSEDRNN_DEVICE void tile(const int (&units)[2], const int (&gates_of)[2], uint32_t (&words)[4]) const {
+      constexpr int half = of_product / 2;
+      const int lane = threadIdx.x % 32, row = lane % 8, column = lane / 16 * half;
+      const bool lower = lane & 8;
+      const int unit = lower ? units[1] : units[0], gate = lower ? gates_of[1] : gates_of[0];
+      if constexpr (transposed && size == 4) {  // which the instruction does not transpose
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          words[j] = rounded(*at(units[j % 2] + lane / 4, gates_of[j % 2], j / 2 * half + lane % 4));
+      } else if constexpr (transposed) {
+        const uint4 four = arch::load_tiles_transposed(arch::shared_address(at(unit, gate, column + row)));
+        words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+      } else {
+        const uint4 four = arch::load_tiles(arch::shared_address(at(unit + row, gate, column)));
+        words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+        if constexpr (size == 4) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) words[j] = rounded(__uint_as_float(words[j]));
+        }
+      }
+    }
+    FUSEDRNN_DEVICE static uint32_t rounded(float w) { return __float_as_uint(Operand<Kind>::for_product(w)); }
+  };
+
+  // f(k, product) of the products k from `first` to `last`. All threads of the CTA do it together.
   template <int first, int last, int room, class F>
   FUSEDRNN_DEVICE static void each(unsigned char* shared, const Matrix<Element>& w, F f) {
     constexpr int at_once = most(room, last - first), pitch = row_bytes(at_once);
@@ -49,21 +86,17 @@ struct Staging {
       __syncthreads();
 #pragma unroll
       for (int k = begin; k < begin + at_once && k < last; ++k) {
-        f(k, [&](int unit, int gate, int column) {
-          const int along = (k - begin) * of_product + column;
-          const int at = transposed ? along * pitch + unit * size : (gate * hidden + unit) * pitch + along * size;
-          return word_of<Kind>(shared + at, transposed ? pitch : size);
-        });
+        f(k, Product<pitch>{shared, (k - begin) * of_product});
       }
     }
   }
 
-  // The same of all products of P: before those whose weights stay in shared memory, the others have it all.
+  // The same of all products of P: first of those with weights that stay in shared memory.
   template <class P, class Products, class F>
   FUSEDRNN_DEVICE static void all(unsigned char* shared, const Matrix<Element>& w, F f) {
-    constexpr int resident = Products::resident * P::parts, depth = Products::depth * P::parts;
-    if constexpr (resident > 0) each<0, resident, P::shared>(shared, w, f);
+    constexpr int resident = Products::resident / Products::of_product * P::parts, depth = Products::depth * P::parts;
     if constexpr (resident < depth) each<resident, depth, P::weights_at>(shared, w, f);
+    if constexpr (resident > 0) each<0, resident, P::weights_at>(shared, w, f);
     __syncthreads();
   }
 

@@ -25,9 +25,11 @@ class TileWeights;
 // Of every way to deal out rows: `columns` rows of the batch, `rows` of them in shared memory; `units` of a group of a
 // warp's, of which `of_thread` are a thread's, with `sides` of the columns each. A product takes `bytes` of the operand,
 // and so many 16 bytes of a thread's weights as `in_memory` says. `parts` warps have the same rows, and a part of the depth
-// each: to add what they have summed a thread has `shared_sums` floats of shared memory for each group.
+// each: to add what they have summed a thread has `shared_sums` floats of shared memory for each group. `spread`: some warps
+// may have no places.
 struct OfTiles {
   static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32, parts = 1, shared_sums = 0;
+  static constexpr bool spread = false;
   template <class P, class Products>
   using Weights = TileWeights<P, Products>;
 };
@@ -66,7 +68,7 @@ struct SplitTiling : Tiling<cell> {
   using typename Tiling<cell>::One;
   static constexpr int parts = parts_, places = One::of_thread * One::sides / parts;  // of a thread, in a group
   static constexpr int sides = places < One::sides ? places : One::sides, of_thread = places / sides;
-  static constexpr int vectors = (places * One::gates + 3) / 4, shared_sums = parts * vectors * 4;
+  static constexpr int vectors = (places * One::gates + 3) / 4, shared_sums = (parts - 1) * vectors * 4;
   static_assert(places * parts == One::of_thread * One::sides);
 };
 
@@ -81,6 +83,7 @@ struct Spread {
   static constexpr int gates = 1, columns = Of::columns, rows = columns * copies, units = 32 / rows;
   static constexpr int of_thread = 1, sides = 1, bytes = Of::bytes, in_memory = Of::in_memory, parts = 1,
                        shared_sums = 0;
+  static constexpr bool spread = true;
   template <class P, class Products>
   using Weights = PartialWeights<P, Products>;
 };
@@ -134,10 +137,10 @@ class TileWeights {
 
   // A lane reads no words from shared memory but those it wrote.
   FUSEDRNN_DEVICE void load(unsigned char* shared, const Matrix<Element>& w) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int own = Products::weights_at + (threadIdx.x / 32 * P::groups * T::tiles * in_shared * 32 + lane) * 16;
+    const int lane = threadIdx.x % 32;
+    const int own = Products::weights_at + (threadIdx.x / 32 * in_shared * 32 + lane) * 16;
     own_ = arch::shared_address(shared) + own;
-    P::Staging::template all<P, Products>(shared, w, [&](int product, auto word) {
+    P::Staging::template all<P, Products>(shared, w, [&](int product, const auto& staged) {
       const int k = product / (2 * parts) * 2 + product % 2;
       if (product / 2 % parts != part()) return;
 #pragma unroll
@@ -145,16 +148,14 @@ class TileWeights {
 #pragma unroll
         for (int tile = 0; tile < T::tiles; ++tile) {
           uint32_t words[4];
+          staged.tile({first_unit(group) + T::unit(0, 0), first_unit(group) + T::unit(1, 0)},
+                      {T::gate(tile, 0), T::gate(tile, 1)}, words);
+          const int number = number_of(group, tile, k);
+          if (number < Products::resident) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int unit = first_unit(group) + T::unit(j % 2, g);
-            words[j] = word(unit, T::gate(tile, j % 2), (4 * (j / 2) + t) * elements_of_word<typename P::Kind>);
-          }
-          if (k < Products::resident) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) registers_[group][tile][k < Products::resident ? k : 0][j] = words[j];
+            for (int j = 0; j < 4; ++j) registers_[number < Products::resident ? number : 0][j] = words[j];
           } else {
-            *reinterpret_cast<uint4*>(shared + own + place(group, tile, k)) = {words[0], words[1], words[2], words[3]};
+            *reinterpret_cast<uint4*>(shared + own + place(number)) = {words[0], words[1], words[2], words[3]};
           }
         }
       }
@@ -171,8 +172,8 @@ class TileWeights {
   // The products of this warp from `from` to `to`. A few loads go out before the products that need them.
   template <int from, int to>
   FUSEDRNN_DEVICE void add(uint32_t h, Chains& found) const {
-    constexpr int at_once = 8;
-    static_assert(from % 2 == 0 && to % 2 == 0);
+    constexpr int at_once = P::groups * T::tiles < 4 ? 8 : 4;
+    static_assert(from % 2 == 0);
     const int lane = threadIdx.x % 32;
     const uint32_t row = h + lane % 8 * Products::operand_row + lane / 8 * 16 + part() * 2 * T::bytes;
 #pragma unroll
@@ -212,7 +213,8 @@ class TileWeights {
     }
   }
 
-  // What each of several parts has summed, to those whose places it is of; after a barrier each adds its own.
+  // What each of several parts has summed, to the others whose places it is of; after a barrier each adds to its own what
+  // they have.
   FUSEDRNN_DEVICE static void share(unsigned char* shared, const Whole& sums) {
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
@@ -220,10 +222,8 @@ class TileWeights {
       for (int to = 0; to < parts; ++to) {
         float values[T::vectors * 4] = {};
 #pragma unroll
-        for (int i = 0; i < places * T::gates; ++i) {
-          const int among = to * places + i / T::gates;
-          values[i] = One::sum(sums[group], i % T::gates, among / One::sides, among % One::sides);
-        }
+        for (int i = 0; i < places * T::gates; ++i) values[i] = sum_for(sums[group], to, i);
+        if (to == part()) continue;
 #pragma unroll
         for (int k = 0; k < T::vectors; ++k) {
           const float* const v = values + 4 * k;
@@ -233,12 +233,19 @@ class TileWeights {
     }
   }
 
-  FUSEDRNN_DEVICE static void collect(unsigned char* shared, Sums& sums) {
+  FUSEDRNN_DEVICE static void collect(unsigned char* shared, const Whole& whole, Sums& sums) {
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
       float values[T::vectors][4] = {};
 #pragma unroll
+      for (int i = 0; i < places * T::gates; ++i) {
+#pragma unroll
+        for (int to = 0; to < parts; ++to)
+          values[i / 4][i % 4] = to == part() ? sum_for(whole[group], to, i) : values[i / 4][i % 4];
+      }
+#pragma unroll
       for (int from = 0; from < parts; ++from) {
+        if (from == part()) continue;
 #pragma unroll
         for (int k = 0; k < T::vectors; ++k) {
           const float4 v = *shared_sums(shared, group, part(), from, k);
@@ -253,58 +260,72 @@ class TileWeights {
   // f(at, column) of every 16 bytes that the units of a row take which are this warp's, each of one lane: where they are
   // in the row. `count` times as many are dealt out: the last argument says which.
   template <int count, class F>
-  FUSEDRNN_DEVICE static void each_packet(const F& f) {
+  FUSEDRNN_DEVICE static void each_packet(int warp, const F& f) {
     constexpr int pieces = 8 * P::size / 16, columns = 4 * T::sides;
     each_of_warp<count, P::groups * T::of_thread * columns * pieces>([&](int packet, int which) {
       const int piece = packet % pieces, column = packet / pieces % columns, own = packet / (pieces * columns);
       const int among = part() * places + own % T::of_thread * T::sides + column % T::sides;
-      f((first_unit(own / T::of_thread) + T::unit(among / One::sides, 0)) * P::size + piece * 16,
+      f((first_unit(own / T::of_thread, warp) + T::unit(among / One::sides, 0)) * P::size + piece * 16,
         column / T::sides * One::sides + among % One::sides, which);
     });
   }
 
-  // f(first, a, b) of what this thread has summed of every `run` columns of a unit; first: of [unit][column].
+  // f(unit, at, a, b) of what this thread has summed of every `run` columns of a unit: of [unit][column] those that are `at`
+  // after the first of `unit`, where it and the unit they are of are in one stretch of `stretch` units.
   static constexpr int run = 2;
-  template <class F>
-  FUSEDRNN_DEVICE static void each_run(const Sums& sums, const F& f) {
-    each_place(0, [&](const Place& p) {
-      const auto sum = [&](int side) { return T::sum(sums[p.own / T::of_thread], 0, p.own % T::of_thread, side); };
-      if (p.side == 0) f(p.unit * T::columns + p.column, sum(0), sum(1));
-    });
+  template <int stretch, class F>
+  FUSEDRNN_DEVICE static void each_run(int warp, const Sums& sums, const F& f) {
+    static_assert(parts == 1 && stretch % 8 == 0);
+    const int g = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int own = 0; own < P::groups * T::of_thread; ++own) {
+      const int group = own / T::of_thread, of = own % T::of_thread;
+      const int before = stretch % T::units == 0 ? 0 : T::unit(of, 0);
+      const auto sum = [&](int side) { return T::sum(sums[group], 0, of, side); };
+      f(first_unit(group, warp) + before, (T::unit(of, g) - before) * T::columns + column, sum(0), sum(1));
+    }
   }
 
  private:
-  static constexpr int in_shared = Products::depth - Products::resident;
+  static constexpr int in_shared = Products::of_product * Products::depth - Products::resident;
 
   FUSEDRNN_DEVICE static int part() { return parts == 1 ? 0 : static_cast<int>(threadIdx.x) / 32 % parts; }
 
   // Of the CTA, that is the first of a group of this warp.
-  FUSEDRNN_DEVICE static int first_unit(int group) {
-    return (static_cast<int>(threadIdx.x) / (32 * parts) * P::groups + group) * T::units;
+  FUSEDRNN_DEVICE static int first_unit(int group, int warp = threadIdx.x / 32) {
+    return (warp / parts * P::groups + group) * T::units;
   }
 
-  // What the warp of part `from` has for that of part `to`, of all with the same rows; the number k of its 16 bytes.
+  // The i-th of the sums that are of the places of part `to`.
+  FUSEDRNN_DEVICE static float sum_for(const float (&sums)[T::tiles][4], int to, int i) {
+    const int among = to * places + i / T::gates;
+    return One::sum(sums, i % T::gates, among / One::sides, among % One::sides);
+  }
+
+  // What the warp of part `from` has for another, that of part `to`, of all with the same rows; the number k of its 16 bytes.
   FUSEDRNN_DEVICE static float4* shared_sums(unsigned char* shared, int group, int to, int from, int k) {
-    const int rows = threadIdx.x / (32 * parts), lane = threadIdx.x % 32;
-    const int at = ((((rows * P::groups + group) * parts + to) * parts + from) * T::vectors + k) * 32 + lane;
+    const int rows = threadIdx.x / (32 * parts), lane = threadIdx.x % 32, other = from < to ? from : from - 1;
+    const int at = ((((rows * P::groups + group) * parts + to) * (parts - 1) + other) * T::vectors + k) * 32 + lane;
     return reinterpret_cast<float4*>(shared + P::sums_at) + at;
   }
 
+  // Of the 16 bytes that a thread has for a product.
+  FUSEDRNN_DEVICE static int number_of(int group, int tile, int k) { return (k * P::groups + group) * T::tiles + tile; }
+
   // From own_ on, of weights that are not in registers.
-  FUSEDRNN_DEVICE static int place(int group, int tile, int k) {
-    return ((group * T::tiles + tile) * in_shared + k - Products::resident) * 32 * 16;
-  }
+  FUSEDRNN_DEVICE static int place(int number) { return (number - Products::resident) * 32 * 16; }
 
   FUSEDRNN_DEVICE void multiply(int group, int tile, int k, const uint32_t (&b)[2], float (&sums)[4]) const {
-    if (k < Products::resident) {
-      P::Operand::mma(sums, registers_[group][tile][k < Products::resident ? k : 0], b);
+    const int number = number_of(group, tile, k);
+    if (number < Products::resident) {
+      P::Operand::mma(sums, registers_[number < Products::resident ? number : 0], b);
     } else {
-      const uint4 a = arch::load_shared_16(own_ + place(group, tile, k));
+      const uint4 a = arch::load_shared_16(own_ + place(number));
       P::Operand::mma(sums, {a.x, a.y, a.z, a.w}, b);
     }
   }
 
-  uint32_t registers_[P::groups][T::tiles][Products::resident > 0 ? Products::resident : 1][4];
+  uint32_t registers_[Products::resident > 0 ? Products::resident : 1][4];
   uint32_t own_;
 };
 
@@ -324,9 +345,10 @@ class PartialWeights : public P::Tiles::Of::template Weights<OfAllUnits<P>, OfAl
   template <class F>
   FUSEDRNN_DEVICE static void each_place(int first, const F& f) {
     const int row = threadIdx.x % T::rows;
+    if (threadIdx.x >= 32 * P::busy) return;
 #pragma unroll
     for (int at = 0; at < P::groups; ++at) {
-      const int unit = static_cast<int>(threadIdx.x) / T::rows + at * (P::threads / T::rows);
+      const int unit = static_cast<int>(threadIdx.x) / T::rows + at * (P::hidden / P::groups);
       f(Place{row < T::columns ? first + row : INT32_MAX, row, unit, at, at, 0});
     }
   }

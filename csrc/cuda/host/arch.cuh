@@ -37,9 +37,17 @@ FUSEDRNN_DEVICE float4 load_shared_floats(uint32_t from) { return load_own<float
 
 FUSEDRNN_DEVICE uint4 load_tiles(uint32_t row) {
   host::TileOperands mine{host::own_place(row, 16), {}};
-  host::load_tiles(mine);
+  host::load_tiles(mine, false);
   return {mine.tiles[0], mine.tiles[1], mine.tiles[2], mine.tiles[3]};
 }
+
+FUSEDRNN_DEVICE uint4 load_tiles_transposed(uint32_t row) {
+  host::TileOperands mine{host::own_place(row, 16), {}};
+  host::load_tiles(mine, true);
+  return {mine.tiles[0], mine.tiles[1], mine.tiles[2], mine.tiles[3]};
+}
+
+FUSEDRNN_DEVICE int warp() { return static_cast<int>(threadIdx.x) / 32; }
 
 FUSEDRNN_DEVICE float exchange(float given, int lanes) { return host::exchange(given, lanes); }
 

@@ -132,12 +132,20 @@ struct TileOperands {
   uint32_t tiles[4];
 };
 
-// ldmatrix .x4: lanes 8 j to 8 j + 7 point to the rows of tile j; register j of a lane is two elements of row lane / 4 of it.
-inline void load_tiles(TileOperands& mine) {
-  together("ldmatrix", mine, [](const std::array<TileOperands*, kLanes>& lanes) {
+// ldmatrix .x4: lanes 8 j to 8 j + 7 point to the rows of tile j; register j of a lane is two elements of row lane / 4 of it,
+// or, transposed, of column lane / 4.
+inline void load_tiles(TileOperands& mine, bool transposed) {
+  together("ldmatrix", mine, [=](const std::array<TileOperands*, kLanes>& lanes) {
     for (unsigned lane = 0; lane < kLanes; ++lane) {
-      for (unsigned tile = 0; tile < 4; ++tile)
-        std::memcpy(&lanes[lane]->tiles[tile], lanes[8 * tile + lane / 4]->row + lane % 4 * 4, 4);
+      for (unsigned tile = 0; tile < 4; ++tile) {
+        uint16_t two[2];
+        for (unsigned i = 0; i < 2; ++i) {
+          const unsigned outer = lane / 4, inner = lane % 4 * 2 + i;
+          const unsigned row = transposed ? inner : outer, column = transposed ? outer : inner;
+          std::memcpy(&two[i], lanes[8 * tile + row]->row + column * 2, 2);
+        }
+        std::memcpy(&lanes[lane]->tiles[tile], two, 4);
+      }
     }
   });
 }
