@@ -79,7 +79,7 @@ FUSEDRNN_DEVICE uint4 load_tiles_transposed(uint32_t row) {
   return v;
 }
 
-// The warp's number, which the compiler then knows to be the same for all of its lanes.
+// The warp's number, which the compiler then knows to be the same for all of its lanes, but not from one use to the next.
 FUSEDRNN_DEVICE int warp() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }
 
 // Between lanes of a warp, all of which take part: what the lane whose number differs in the bits of `lanes` gives.

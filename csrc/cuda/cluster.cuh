@@ -63,7 +63,7 @@ class Exchange {
     const uint32_t operand = shared_ + P::operand_of(step);
     __syncwarp();
     if (threadIdx.x % 32 == 0) arch::arrive(barrier(step, 0));
-    Weights::template each_packet<P::ctas - 1>(arch::warp(), [&](int at, int column, int earlier) {
+    Weights::template each_packet<P::ctas - 1>([&](int at, int column, int earlier) {
       const uint32_t place = earlier + 1, rank = (rank_ + P::ctas - place) % P::ctas;
       const uint32_t from = operand + column * P::operand_row + at;
       arch::store_async_16(arch::map_to_rank(from + place * slice, rank), arch::load_shared_16(from),
@@ -124,9 +124,13 @@ class Slots {
 
   FUSEDRNN_DEVICE void push(int step, const typename Weights::Sums& sums) const {
     const uint32_t mine = at_ + step % 2 * buffer + rank_ * slot;
-    Weights::template each_run<P::hidden>(arch::warp(), sums, [&](int unit, int at, float a, float b) {
+    // Where the weights take all the registers there are, none keeps where a run goes: it is found anew in each step.
+    constexpr bool anew = P::of_row > 64;
+    const int warp = anew ? arch::warp() : static_cast<int>(threadIdx.x) / 32;
+    Weights::template each_run<P::hidden>(warp, sums, [&](int unit, int at, float a, float b) {
       const int rank = unit / P::hidden;
-      const uint32_t place = unit % P::hidden * P::columns + at;
+      const uint32_t place =
+          anew ? unit % P::hidden * P::columns + at : (unit * P::columns + at) % (P::hidden * P::columns);
       const uint32_t to = arch::map_to_rank(mine + place * 4, rank);
       const uint32_t counted = arch::map_to_rank(barrier(step), rank);
       if constexpr (Weights::run == 2) {

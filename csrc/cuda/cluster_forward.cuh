@@ -52,7 +52,7 @@ class ClusterForwardLoop : ForwardLoop<P, plain> {
     arch::wait_for_copies_but<Base::under_way>();
     __syncthreads();
     if constexpr (P::parts > 1) {
-      Weights::collect(shared_, whole, sums);
+      Weights::collect(shared_, sums);
     } else {
       memcpy(sums, whole, sizeof sums);
     }

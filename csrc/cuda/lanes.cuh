@@ -116,11 +116,12 @@ class LaneWeights {
 
   // As those of TileWeights.
   template <int count, class F>
-  FUSEDRNN_DEVICE static void each_packet(int warp, const F& f) {
+  FUSEDRNN_DEVICE static void each_packet(const F& f) {
     constexpr int pieces = T::units * P::size / 16;
     static_assert(pieces * 16 == T::units * P::size);
-    each_of_warp<count, pieces * T::columns>(
-        [&](int packet, int which) { f(warp * T::units * P::size + packet % pieces * 16, packet / pieces, which); });
+    each_of_warp<count, pieces * T::columns>([&](int packet, int which) {
+      f(static_cast<int>(threadIdx.x) / 32 * T::units * P::size + packet % pieces * 16, packet / pieces, which);
+    });
   }
 
   static constexpr int run = T::places == 1 ? 1 : 2;

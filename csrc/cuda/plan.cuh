@@ -8,7 +8,8 @@
 
 namespace fusedrnn::cuda {
 
-constexpr int most_shared = 227 << 10;  // bytes of shared memory that Hopper gives a CTA
+// Bytes of shared memory that a CTA may have on Hopper, and on every GPU from Ampere on.
+constexpr int most_shared = 227 << 10, least_shared = 99 << 10;
 
 constexpr int over(int count, int divisor) { return (count + divisor - 1) / divisor; }
 
@@ -62,7 +63,8 @@ struct Plan {
   static constexpr int out_at = ring_at + stages * ring_stage, sums_at = out_at + 2 * out_buffer;
   static constexpr int barriers_at = sums_at + sums, end = barriers_at + barriers;
   static constexpr int weights_at = end > Staging::bytes(1) ? end : Staging::bytes(1);
-  static constexpr int shared = weights_at + weights;
+  static constexpr int shared =
+      std::max(weights_at + weights, std::min(least_shared, Staging::bytes(resident / of_product * parts)));
   static_assert(shared <= most_shared);
 
   // Where a step finds the operand of its products and its input, and leaves its results.
@@ -113,9 +115,11 @@ struct ForwardPlan
   struct Inputs {
     static constexpr int depth = inputs * size / ForwardPlan::Tiles::bytes, resident = 0;
     static constexpr int of_product = ForwardPlan::of_product;
-    static constexpr int operand_row = ForwardPlan::ring_row, weights_at = ForwardPlan::Plan::shared;
+    static constexpr int operand_row = ForwardPlan::ring_row,
+                         weights_at = ForwardPlan::weights_at + ForwardPlan::weights;
   };
-  static constexpr int shared = Inputs::weights_at + Inputs::of_product * Inputs::depth * ForwardPlan::threads * 16;
+  static constexpr int shared = std::max(
+      ForwardPlan::Plan::shared, Inputs::weights_at + Inputs::of_product * Inputs::depth * ForwardPlan::threads * 16);
   static_assert(shared <= most_shared);
 };
 

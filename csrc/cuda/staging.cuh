@@ -91,12 +91,12 @@ struct Staging {
     }
   }
 
-  // The same of all products of P: first of those with weights that stay in shared memory.
+  // The same of all products of P: before those with weights that stay in shared memory, the others have it all.
   template <class P, class Products, class F>
   FUSEDRNN_DEVICE static void all(unsigned char* shared, const Matrix<Element>& w, F f) {
     constexpr int resident = Products::resident / Products::of_product * P::parts, depth = Products::depth * P::parts;
+    if constexpr (resident > 0) each<0, resident, P::shared>(shared, w, f);
     if constexpr (resident < depth) each<resident, depth, P::weights_at>(shared, w, f);
-    if constexpr (resident > 0) each<0, resident, P::weights_at>(shared, w, f);
     __syncthreads();
   }
 

@@ -68,7 +68,7 @@ struct SplitTiling : Tiling<cell> {
   using typename Tiling<cell>::One;
   static constexpr int parts = parts_, places = One::of_thread * One::sides / parts;  // of a thread, in a group
   static constexpr int sides = places < One::sides ? places : One::sides, of_thread = places / sides;
-  static constexpr int vectors = (places * One::gates + 3) / 4, shared_sums = (parts - 1) * vectors * 4;
+  static constexpr int sums = (places * One::gates + 1) / 2 * 2, shared_sums = parts * sums;
   static_assert(places * parts == One::of_thread * One::sides);
 };
 
@@ -213,59 +213,52 @@ class TileWeights {
     }
   }
 
-  // What each of several parts has summed, to the others whose places it is of; after a barrier each adds to its own what
-  // they have.
+  // What each of several parts has summed, to those whose places it is of; after a barrier each adds its own.
   FUSEDRNN_DEVICE static void share(unsigned char* shared, const Whole& sums) {
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
 #pragma unroll
       for (int to = 0; to < parts; ++to) {
-        float values[T::vectors * 4] = {};
+        float values[T::sums] = {};
 #pragma unroll
-        for (int i = 0; i < places * T::gates; ++i) values[i] = sum_for(sums[group], to, i);
-        if (to == part()) continue;
-#pragma unroll
-        for (int k = 0; k < T::vectors; ++k) {
-          const float* const v = values + 4 * k;
-          *shared_sums(shared, group, to, part(), k) = {v[0], v[1], v[2], v[3]};
+        for (int i = 0; i < places * T::gates; ++i) {
+          const int among = to * places + i / T::gates;
+          values[i] = One::sum(sums[group], i % T::gates, among / One::sides, among % One::sides);
         }
+        each_vector(shared_sums(shared, group, to, part()),
+                    [&](int first, auto* of_lane) { memcpy(of_lane, values + first, sizeof *of_lane); });
       }
     }
   }
 
-  FUSEDRNN_DEVICE static void collect(unsigned char* shared, const Whole& whole, Sums& sums) {
+  FUSEDRNN_DEVICE static void collect(unsigned char* shared, Sums& sums) {
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
-      float values[T::vectors][4] = {};
-#pragma unroll
-      for (int i = 0; i < places * T::gates; ++i) {
-#pragma unroll
-        for (int to = 0; to < parts; ++to)
-          values[i / 4][i % 4] = to == part() ? sum_for(whole[group], to, i) : values[i / 4][i % 4];
-      }
+      float values[T::sums] = {};
 #pragma unroll
       for (int from = 0; from < parts; ++from) {
-        if (from == part()) continue;
+        each_vector(shared_sums(shared, group, part(), from), [&](int first, auto* of_lane) {
+          const auto vector = *of_lane;
+          float found[sizeof vector / 4];
+          memcpy(found, &vector, sizeof vector);
 #pragma unroll
-        for (int k = 0; k < T::vectors; ++k) {
-          const float4 v = *shared_sums(shared, group, part(), from, k);
-          values[k][0] += v.x, values[k][1] += v.y, values[k][2] += v.z, values[k][3] += v.w;
-        }
+          for (int i = 0; i < static_cast<int>(sizeof vector / 4); ++i) values[first + i] += found[i];
+        });
       }
 #pragma unroll
-      for (int i = 0; i < places * T::gates; ++i) sums[group][i / T::gates][i % T::gates] = values[i / 4][i % 4];
+      for (int i = 0; i < places * T::gates; ++i) sums[group][i / T::gates][i % T::gates] = values[i];
     }
   }
 
   // f(at, column) of every 16 bytes that the units of a row take which are this warp's, each of one lane: where they are
   // in the row. `count` times as many are dealt out: the last argument says which.
   template <int count, class F>
-  FUSEDRNN_DEVICE static void each_packet(int warp, const F& f) {
+  FUSEDRNN_DEVICE static void each_packet(const F& f) {
     constexpr int pieces = 8 * P::size / 16, columns = 4 * T::sides;
     each_of_warp<count, P::groups * T::of_thread * columns * pieces>([&](int packet, int which) {
       const int piece = packet % pieces, column = packet / pieces % columns, own = packet / (pieces * columns);
       const int among = part() * places + own % T::of_thread * T::sides + column % T::sides;
-      f((first_unit(own / T::of_thread, warp) + T::unit(among / One::sides, 0)) * P::size + piece * 16,
+      f((first_unit(own / T::of_thread) + T::unit(among / One::sides, 0)) * P::size + piece * 16,
         column / T::sides * One::sides + among % One::sides, which);
     });
   }
@@ -296,17 +289,21 @@ class TileWeights {
     return (warp / parts * P::groups + group) * T::units;
   }
 
-  // The i-th of the sums that are of the places of part `to`.
-  FUSEDRNN_DEVICE static float sum_for(const float (&sums)[T::tiles][4], int to, int i) {
-    const int among = to * places + i / T::gates;
-    return One::sum(sums, i % T::gates, among / One::sides, among % One::sides);
+  // What the warp of part `from` has for that of part `to`, of all with the same rows.
+  FUSEDRNN_DEVICE static float* shared_sums(unsigned char* shared, int group, int to, int from) {
+    const int rows = threadIdx.x / (32 * parts);
+    const int at = (((rows * P::groups + group) * parts + to) * parts + from) * T::sums * 32;
+    return reinterpret_cast<float*>(shared + P::sums_at) + at;
   }
 
-  // What the warp of part `from` has for another, that of part `to`, of all with the same rows; the number k of its 16 bytes.
-  FUSEDRNN_DEVICE static float4* shared_sums(unsigned char* shared, int group, int to, int from, int k) {
-    const int rows = threadIdx.x / (32 * parts), lane = threadIdx.x % 32, other = from < to ? from : from - 1;
-    const int at = ((((rows * P::groups + group) * parts + to) * (parts - 1) + other) * T::vectors + k) * 32 + lane;
-    return reinterpret_cast<float4*>(shared + P::sums_at) + at;
+  // f(first, of_lane) of all numbers that a lane has there: so many float4, and a float2.
+  template <class F>
+  FUSEDRNN_DEVICE static void each_vector(float* sums, const F& f) {
+    const int lane = threadIdx.x % 32;
+    constexpr int fours = T::sums / 4 * 4;
+#pragma unroll
+    for (int first = 0; first < fours; first += 4) f(first, reinterpret_cast<float4*>(sums + first * 32) + lane);
+    if constexpr (T::sums > fours) f(fours, reinterpret_cast<float2*>(sums + fours * 32) + lane);
   }
 
   // Of the 16 bytes that a thread has for a product.

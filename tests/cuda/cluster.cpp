@@ -7,10 +7,10 @@ namespace {
 using namespace layers;
 using Bf16 = __nv_bfloat16;
 
-template <Cell cell, class Kind, int hidden, int warps, int ctas, int resident = 64>
+template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255>
 void by(const char* name, int64_t T, int64_t B, int64_t H, double tolerance, const Options& options) {
-  layer<ForwardPlan<cell, Kind, hidden, warps, resident, 0, ctas>,
-        BackwardPlan<cell, Kind, hidden, warps, resident, ctas>>(name, T, B, H, tolerance, options);
+  layer<ForwardPlan<cell, Kind, hidden, warps, in_registers, 0, ctas>,
+        BackwardPlan<cell, Kind, hidden, warps, in_registers, ctas>>(name, T, B, H, tolerance, options);
 }
 
 void all() {
@@ -18,15 +18,17 @@ void all() {
   by<Cell::rnn_tanh, __half, 16, 1, 16>("rnn by 16", 5, 8, 200, kF16, {.reverse = true, .resets = true});
   by<Cell::lstm, Bf16, 32, 4, 2>("lstm by 2", 7, 8, 64, kBf16, {});
   by<Cell::lstm, Bf16, 32, 8, 4>("lstm by 4 in parts", 6, 9, 104, kBf16, {.directions = 2, .packed = true});
-  by<Cell::lstm, Bf16, 32, 4, 4, 2>("lstm by 4 in both", 3, 8, 128, kBf16, {});
+  by<Cell::lstm, Bf16, 32, 4, 4, 20>("lstm by 4 in both", 3, 8, 128, kBf16, {});
   by<Cell::lstm, Tf32, 16, 2, 8>("lstm by 8 in tf32", 4, 3, 100, kTf32, {.lengths = true});
   by<Cell::gru, Bf16, 32, 4, 4>("gru by 4 in parts", 6, 8, 128, kBf16, {});
   by<Cell::gru, Tf32, 32, 8, 4>("gru by 4 in four parts", 5, 8, 128, kTf32, {.tokens = true});
   by<Cell::gru, Bf16, 16, 1, 4>("gru by 4", 0, 8, 64, kBf16, {});
+  layer<ForwardPlan<Cell::gru, Bf16, 48, 3, 255, 0, 8>, BackwardPlan<Cell::gru, Bf16, 48, 8, 64, 8>>(
+      "gru by 8 with idle warps", 3, 8, 376, kBf16, {.lengths = true});
   by<Cell::lstm, Ieee<1>, 16, 1, 4>("lstm by 4 in ieee", 6, 3, 64, kIeee, {});
-  by<Cell::lstm, Ieee<2>, 32, 8, 8, 2>("lstm by 8 in ieee", 3, 3, 220, kIeee, {.directions = 2, .resets = true});
+  by<Cell::lstm, Ieee<2>, 32, 8, 8, 40>("lstm by 8 in ieee", 3, 3, 220, kIeee, {.directions = 2, .resets = true});
   by<Cell::gru, Ieee<1>, 32, 4, 4>("gru by 4 in ieee", 5, 2, 128, kIeee, {.packed = true});
-  by<Cell::rnn_tanh, Ieee<2>, 64, 1, 2, 5>("rnn by 2 in ieee", 6, 5, 104, kIeee, {.reverse = true, .lengths = true});
+  by<Cell::rnn_tanh, Ieee<2>, 64, 1, 2, 80>("rnn by 2 in ieee", 6, 5, 104, kIeee, {.reverse = true, .lengths = true});
 }
 
 }  // namespace

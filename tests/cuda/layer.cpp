@@ -13,8 +13,8 @@ void all() {
   using RnnBack = BackwardPlan<Cell::rnn_tanh, __nv_bfloat16, 64, 2>;
   layer<Lstm, LstmBack>("lstm", 7, 8, 32, kBf16, {});
   layer<LstmWithX, LstmBack>("lstm with x", 9, 11, 24, kBf16, {.directions = 2, .lengths = true});
-  layer<ForwardPlan<Cell::gru, Tf32, 32, 1, 32, 32>, BackwardPlan<Cell::gru, Tf32, 32, 1>>("gru with x in tf32", 5, 8,
-                                                                                           32, kTf32, {});
+  layer<ForwardPlan<Cell::gru, Tf32, 32, 1, 255, 32>, BackwardPlan<Cell::gru, Tf32, 32, 1>>("gru with x in tf32", 5, 8,
+                                                                                            32, kTf32, {});
   layer<Lstm, LstmBack>("lstm of 24 units", 6, 11, 24, kBf16, {.lengths = true, .resets = true});
   layer<Lstm, LstmBack>("lstm packed both ways", 6, 3, 24, kBf16, {.directions = 2, .packed = true});
   layer<Lstm, LstmBack>("lstm of tokens", 6, 3, 32, kBf16, {.reverse = true, .tokens = true, .saves = false});
@@ -33,13 +33,13 @@ void all() {
       "relu rnn in half", 7, 2, 8, kF16, {.directions = 2, .resets = true});
   layer<ForwardPlan<Cell::lstm, Ieee<1>, 32, 2>, BackwardPlan<Cell::lstm, Ieee<1>, 32, 2>>("lstm in ieee", 6, 3, 32,
                                                                                            kIeee, {});
-  layer<ForwardPlan<Cell::lstm, Ieee<2>, 32, 2, 1, 32>, BackwardPlan<Cell::lstm, Ieee<2>, 32, 2, 1>>(
+  layer<ForwardPlan<Cell::lstm, Ieee<2>, 32, 2, 20, 32>, BackwardPlan<Cell::lstm, Ieee<2>, 32, 2, 24>>(
       "lstm with x in ieee", 6, 5, 28, kIeee, {.directions = 2, .resets = true});
-  layer<ForwardPlan<Cell::gru, Ieee<1>, 64, 4, 3>, BackwardPlan<Cell::gru, Ieee<1>, 64, 4>>(
+  layer<ForwardPlan<Cell::gru, Ieee<1>, 64, 4, 40>, BackwardPlan<Cell::gru, Ieee<1>, 64, 4>>(
       "gru in ieee", 4, 2, 36, kIeee, {.packed = true, .resets = true});
   layer<ForwardPlan<Cell::gru, Ieee<2>, 32, 2>, BackwardPlan<Cell::gru, Ieee<2>, 32, 2>>(
       "gru of tokens in ieee", 6, 3, 32, kIeee, {.reverse = true, .lengths = true, .tokens = true});
-  layer<ForwardPlan<Cell::rnn_tanh, Ieee<2>, 64, 2, 2>, BackwardPlan<Cell::rnn_tanh, Ieee<2>, 64, 2, 2>>(
+  layer<ForwardPlan<Cell::rnn_tanh, Ieee<2>, 64, 2, 36>, BackwardPlan<Cell::rnn_tanh, Ieee<2>, 64, 2, 32>>(
       "rnn in ieee", 7, 5, 64, kIeee, {.lengths = true});
   layer<ForwardPlan<Cell::rnn_relu, Ieee<1>, 64, 4>, BackwardPlan<Cell::rnn_relu, Ieee<1>, 64, 4>>(
       "relu rnn in ieee", 5, 3, 40, kIeee, {.directions = 2});

@@ -356,8 +356,8 @@ constexpr double kBf16 = 0.02, kF16 = 3e-3, kTf32 = 1e-3, kIeee = 2e-5;
 
 using Lstm = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2>;
 using LstmBack = BackwardPlan<Cell::lstm, __nv_bfloat16, 32, 2>;
-using LstmInBoth = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 1>;  // weights in both memories
-using LstmInBothBack = BackwardPlan<Cell::lstm, __nv_bfloat16, 32, 1, 3>;
-using LstmWithX = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 32, 32>;
+using LstmInBoth = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 20>;  // weights in both memories
+using LstmInBothBack = BackwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 20>;
+using LstmWithX = ForwardPlan<Cell::lstm, __nv_bfloat16, 32, 2, 255, 32>;
 
 }  // namespace layers

@@ -7,6 +7,10 @@ struct uint2 {
   uint32_t x, y;
 };
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 struct uint3 {
   uint32_t x, y, z;
 };
