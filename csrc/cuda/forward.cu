@@ -75,7 +75,7 @@ constexpr std::array kernels<Ieee<columns>>{
     kernel<Cell::rnn_tanh, Ieee<columns>, 64, 4, 255, 32>,
     kernel<Cell::rnn_tanh, Ieee<columns>, 128, 4, 255, 32>,
     of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 8>,
-    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 16, (columns == 1 ? 132 : 152)>,
+    of_cluster<Cell::lstm, Ieee<columns>, 32, 8, 16, (columns == 1 ? 128 : 152)>,
     of_cluster<Cell::gru, Ieee<columns>, 32, 8, 8>,
     of_cluster<Cell::gru, Ieee<columns>, 32, 8, 16>,
     of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 8>,
