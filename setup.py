@@ -45,7 +45,8 @@ ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma -mf16c",
     "_avx512": "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mavx2 -mf16c -Wno-maybe-uninitialized",
 }
-ISA_FLAGS["_amx"] = ISA_FLAGS["_avx512"] + " -mavx512bf16 -mamx-tile -mamx-bf16"
+ISA_FLAGS["_avx512_bf16"] = ISA_FLAGS["_avx512"] + " -mavx512bf16"
+ISA_FLAGS["_amx"] = ISA_FLAGS["_avx512_bf16"] + " -mamx-tile -mamx-bf16"
 # torch is loaded before the library is, so no path to it is written down. libstdc++ comes before it: parts of it are
 # in libc10 too, without a version, and would be taken from there.
 LDFLAGS = "-shared -Wl,--as-needed -Wl,--no-undefined -lstdc++ -ltorch -ltorch_cpu -lc10"

@@ -36,7 +36,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 8;
+constexpr int64_t abi_version = 9;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t chunk_bytes = 10 << 20;  // what backward keeps of a chunk of steps
@@ -44,16 +44,21 @@ constexpr int64_t few_rows = 3;            // of which gradients are summed with
 
 enum Save : int64_t { save_none, save_full, save_lean };  // as SAVE in fusedrnn/cells.py
 
-enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_amx, isa_count };
+enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_avx512_bf16, isa_amx, isa_count };
 
 #if defined(__x86_64__)
+bool has_avx512_bf16() {
+  constexpr unsigned avx512_bf16 = 1 << 5;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16);
+}
+
 // The processor has AMX's tiles of bfloat16, and the system saves them: on Linux a process has to ask.
 bool amx_is_permitted() {
-  constexpr unsigned avx512_bf16 = 1 << 5, amx_bf16 = 1 << 22, amx_tile = 1 << 24;
+  constexpr unsigned amx_bf16 = 1 << 22, amx_tile = 1 << 24;
   constexpr long request_permission = 0x1023, tile_data = 18;
   static const bool permitted = [] {
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & avx512_bf16)) return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (amx_bf16 | amx_tile)) != (amx_bf16 | amx_tile)) return false;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
   }();
@@ -67,7 +72,8 @@ bool processor_has(int64_t isa) {
   if (isa == isa_avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  if (isa == isa_amx) return processor_has(isa_avx512) && amx_is_permitted();
+  if (isa == isa_avx512_bf16) return processor_has(isa_avx512) && has_avx512_bf16();
+  if (isa == isa_amx) return processor_has(isa_avx512_bf16) && amx_is_permitted();
 #endif
   return isa == isa_portable;
 }
@@ -75,8 +81,11 @@ bool processor_has(int64_t isa) {
 template <class Real>
 const Kernels<Real>* kernels_of(int64_t isa) {
   if (!processor_has(isa)) return nullptr;
-  if constexpr (std::is_same_v<Real, bfloat16>) return isa == isa_amx ? amx_kernels<bfloat16>() : nullptr;
-  if (isa == isa_amx) return amx_kernels<bfloat16>() ? avx512_kernels<Real>() : nullptr;
+  const auto* const of_bfloat16 = isa == isa_amx           ? amx_kernels<bfloat16>()
+                                  : isa == isa_avx512_bf16 ? avx512_bf16_kernels<bfloat16>()
+                                                           : nullptr;
+  if constexpr (std::is_same_v<Real, bfloat16>) return of_bfloat16;
+  if (isa >= isa_avx512_bf16) return of_bfloat16 ? avx512_kernels<Real>() : nullptr;
   return isa == isa_avx512 ? avx512_kernels<Real>() : isa == isa_avx2 ? avx2_kernels<Real>() : portable_kernels<Real>();
 }
 

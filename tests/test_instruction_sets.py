@@ -37,7 +37,8 @@ def only(name: str) -> Iterator[str]:
     torch.ops.fusedrnn_cpu.set_isa(usual)
 
 
-OF_FLOATS = [name for name in INSTRUCTION_SETS if name != "amx"]  # those with kernels of their own for float32
+OF_BFLOAT16 = ["avx512_bf16", "amx"]  # those with kernels of their own for bfloat16, and the others for float32
+OF_FLOATS = [name for name in INSTRUCTION_SETS if name not in OF_BFLOAT16]
 
 
 @pytest.fixture(params=OF_FLOATS)
@@ -56,14 +57,14 @@ def narrower(forced):
 
 
 @pytest.fixture
-def widest_without_amx():
-    with only([name for name in instruction_sets() if name != "amx"][-1]) as name:
+def widest_of_floats():
+    with only([name for name in OF_FLOATS if name in instruction_sets()][-1]) as name:
         yield name
 
 
-@pytest.fixture
-def amx():
-    with only("amx") as name:
+@pytest.fixture(params=OF_BFLOAT16)
+def of_bfloat16(request):
+    with only(request.param) as name:
         yield name
 
 
@@ -164,27 +165,27 @@ def assert_close_in_16_bits(sample, backend, dtype):
 
 
 @pytest.mark.parametrize(("sample", "backend"), cases(("cpu",), torch.bfloat16))
-def test_bfloat16_by_tiles_is_at_most_twice_as_far_off_as_torch(amx, sample, backend):
+def test_bfloat16_is_at_most_twice_as_far_off_as_torch(of_bfloat16, sample, backend):
     assert has_kernels(torch.bfloat16)
     assert_close_in_16_bits(sample, backend, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("sample", "backend"), [case for case in cases(("cpu",), torch.bfloat16) if "T3" in case.id])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits_as_float32_are_at_most_twice_as_far_off_as_torch(widest_without_amx, sample, backend, dtype):
+def test_16_bits_as_float32_are_at_most_twice_as_far_off_as_torch(widest_of_floats, sample, backend, dtype):
     assert not has_kernels(dtype)
     assert_close_in_16_bits(sample, backend, dtype)
 
 
 @pytest.mark.parametrize(("T", "B", "I", "H"), [(9, 33, 40, 96), (5, 70, 31, 130), (70, 16, 64, 64), (3, 600, 8, 33)])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
-def test_bfloat16_by_tiles_of_many_rows(amx, cell, T, B, I, H):
-    """More rows than one tile, than two, than are multiplied or summed at once."""
+def test_bfloat16_of_many_rows(of_bfloat16, cell, T, B, I, H):
+    """More rows than one tile, than two or six, than are multiplied or summed at once."""
     assert_close_in_16_bits(Sample(cell, T, B, I, H), "cpu", torch.bfloat16)
 
 
 @pytest.mark.parametrize(("sample", "backend"), THREADED)
-def test_bfloat16_by_tiles_does_not_depend_on_the_threads(amx, sample, backend):
+def test_bfloat16_does_not_depend_on_the_threads(of_bfloat16, sample, backend):
     """Nor do its gradients: their sums are ours too."""
     torch.set_num_threads(2)
     two = run(sample, backend, torch.bfloat16)
@@ -192,7 +193,7 @@ def test_bfloat16_by_tiles_does_not_depend_on_the_threads(amx, sample, backend):
     assert_equal(run(sample, backend, torch.bfloat16), two)
 
 
-def test_16_bits_of_two_kinds_are_refused(widest_without_amx):
+def test_16_bits_of_two_kinds_are_refused(widest_of_floats):
     call = Sample("gru", 3, 2, 4, 5).call(torch.float16)
     with pytest.raises(RuntimeError, match=r"expected torch\.float16, got torch\.bfloat16"):
         CpuBackend().forward(call._replace(h0=call.h0.bfloat16()))
@@ -283,7 +284,7 @@ def test_avx512_emulated(tmp_path):
     flags = ["-O0", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-psabi"]
     flags.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
     folders = ["-I", csrc, "-isystem", torch_folder / "include", "-L", torch_folder / "lib"]
-    sources = [source, csrc / "bindings.cpp", csrc / "cpu/variant_avx2.cpp", csrc / "cpu/variant_amx.cpp"]
+    sources = [source, csrc / "bindings.cpp", *(csrc / f"cpu/variant_{name}.cpp" for name in ("avx2", *OF_BFLOAT16))]
     command = ["g++", *flags, *folders, *sources, "-ltorch", "-ltorch_cpu", "-lc10", "-o", library]
     subprocess.run(command, check=True, timeout=200)
     tests = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "portable and (float64_equals or float32_error)"]

@@ -164,6 +164,8 @@ const Kernels<Real>* avx2_kernels();  // null where not compiled
 template <class Real>
 const Kernels<Real>* avx512_kernels();
 template <class Real>
+const Kernels<Real>* avx512_bf16_kernels();  // bfloat16 alone
+template <class Real>
 const Kernels<Real>* amx_kernels();  // bfloat16 alone
 
 }  // namespace fusedrnn

@@ -29,7 +29,11 @@ namespace {
 #include "panels.h"
 #include "tile.h"
 #if defined(__AMX_BF16__)
+#include "pairs.h"
 #include "amx.h"
+#elif defined(__AVX512BF16__)
+#include "pairs.h"
+#include "dots.h"
 #endif
 #include "forward.h"
 #include "backward.h"

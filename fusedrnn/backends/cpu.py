@@ -17,7 +17,7 @@ from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call, Weights
 from fusedrnn.cells import SAVE
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")  # as enum Isa in csrc/bindings.cpp
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as enum Isa in csrc/bindings.cpp
 _CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/cpu/layer.h
 
 
@@ -111,7 +111,7 @@ class CpuBackend(Backend):
 def has_kernels(dtype: torch.dtype) -> bool:
     """Whether numbers of this dtype are computed with as they are."""
     if dtype == torch.bfloat16:
-        return _extension.is_loaded() and instruction_set() == "amx"
+        return _extension.is_loaded() and instruction_set() in ("avx512_bf16", "amx")
     return dtype in (torch.float32, torch.float64)
 
 
