@@ -228,13 +228,14 @@ def _plan(k: Kernel) -> str:
 
 
 def some(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
-    """These kernels, compiled."""
-    source, lines = folder / "some.cu", []
+    """These kernels, compiled as in the library: each after, or before, the other one of its size."""
+    source, lines, wanted = folder / "some.cu", [], set()
     for k in kernels:
         name = f"cluster_{k.way}_kernel" if k.ctas > 1 else f"{k.way}_kernel"
-        lines.append(f"{k.way.upper()}({name}, {str(k.plain).lower()}, {_plan(k)});\n")
-    source.write_text(PLANS + "".join(lines) + "}  // namespace fusedrnn::cuda\n")
-    return compiled(source, sm, folder)
+        lines += [f"{k.way.upper()}({name}, {plain}, {_plan(k)});\n" for plain in ("true", "false")]
+        wanted.add(str(k))
+    source.write_text(PLANS + "".join(dict.fromkeys(lines)) + "}  // namespace fusedrnn::cuda\n")
+    return [kernel for kernel in compiled(source, sm, folder) if str(kernel) in wanted]
 
 
 INFERENCE = """
