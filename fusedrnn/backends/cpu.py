@@ -1,7 +1,7 @@
 """The compiled CPU kernels (csrc/cpu): the whole time loop of a layer in one call, forward and backward.
 
-float32, float64 and, where the processor has AMX or vdpbf16ps, bfloat16 have kernels of their own: products of bfloat16,
-sums and states in float32. Other numbers of 16 bits run as float32, converted before the call and after it.
+float32, float64 and, where the processor has AMX or AVX512-BF16, bfloat16 have kernels of their own: products of
+bfloat16, sums and states in float32. Other numbers of 16 bits run as float32, converted before the call and after it.
 """
 
 from __future__ import annotations
