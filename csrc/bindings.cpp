@@ -49,8 +49,11 @@ enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_avx512_bf16, isa_am
 #if defined(__x86_64__)
 bool has_avx512_bf16() {
   constexpr unsigned avx512_bf16 = 1 << 5;
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16);
+  static const bool has = [] {  // each call of a layer asks, and a virtual machine's host answers
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16);
+  }();
+  return has;
 }
 
 // The processor has AMX's tiles of bfloat16, and the system saves them: on Linux a process has to ask.
