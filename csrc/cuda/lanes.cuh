@@ -22,7 +22,6 @@ struct Lanes {
   static constexpr int sides = places < columns ? places : columns, of_thread = places / sides;
   static constexpr int units = 32 / lanes * multiplied, bytes = 16 * lanes, in_memory = gates * multiplied;
   static constexpr int parts = 1, shared_sums = 0;
-  static constexpr bool spread = false;
   static_assert(units * lanes == 32 * multiplied && places * lanes == sums * copies);
   template <class P, class Products>
   using Weights = LaneWeights<P, Products>;

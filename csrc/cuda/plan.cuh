@@ -36,11 +36,11 @@ struct Plan {
   static constexpr int groups = over(hidden * parts, warps* Tiles::units);  // of units, a warp
   static constexpr int depth = over(operand, Tiles::bytes* parts);          // products of a warp along a row
   static constexpr int busy = hidden * parts / (groups * Tiles::units);     // warps that have units
-  static_assert(groups * busy * Tiles::units == hidden * parts && (busy == warps || Tiles::spread));
 
   // Backward each CTA of a cluster sums over the gates of its own units what reaches all of them.
   // Forward the columns of the weights begin with those of its own units.
   static constexpr bool partial = transposed && ctas > 1, rotated = !transposed && ctas > 1;
+  static_assert(groups * busy * Tiles::units == hidden * parts && (busy == warps || partial));
   static constexpr int weight_groups = [] {
     if constexpr (partial) return units / (warps * Tiles::Of::units);
     return groups;

@@ -25,11 +25,9 @@ class TileWeights;
 // Of every way to deal out rows: `columns` rows of the batch, `rows` of them in shared memory; `units` of a group of a
 // warp's, of which `of_thread` are a thread's, with `sides` of the columns each. A product takes `bytes` of the operand,
 // and so many 16 bytes of a thread's weights as `in_memory` says. `parts` warps have the same rows, and a part of the depth
-// each: to add what they have summed a thread has `shared_sums` floats of shared memory for each group. `spread`: some warps
-// may have no places.
+// each: to add what they have summed a thread has `shared_sums` floats of shared memory for each group.
 struct OfTiles {
   static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32, parts = 1, shared_sums = 0;
-  static constexpr bool spread = false;
   template <class P, class Products>
   using Weights = TileWeights<P, Products>;
 };
@@ -72,8 +70,8 @@ struct SplitTiling : Tiling<cell> {
   static_assert(places * parts == One::of_thread * One::sides);
 };
 
-// Units dealt out to threads as they come, a column to each: for what the products `Of` do not sum. `copies` threads have the
-// same place: one of them counts, the others take it for a row that is not there.
+// Units dealt out to threads as they come, a column to each, so that some warps may have none: for what the products `Of`
+// do not sum. `copies` threads have the same place: one of them counts, the others take it for a row that is not there.
 template <class P, class Products>
 class PartialWeights;
 
@@ -83,7 +81,6 @@ struct Spread {
   static constexpr int gates = 1, columns = Of::columns, rows = columns * copies, units = 32 / rows;
   static constexpr int of_thread = 1, sides = 1, bytes = Of::bytes, in_memory = Of::in_memory, parts = 1,
                        shared_sums = 0;
-  static constexpr bool spread = true;
   template <class P, class Products>
   using Weights = PartialWeights<P, Products>;
 };
