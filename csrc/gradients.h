@@ -26,8 +26,13 @@ struct ActiveRows {
 };
 
 // Whether a sum over R rows of products of M and N columns is large enough for a GEMM to gain more by its packing than it
-// loses by its launch: benchmarks/NOTES.md.
-bool gemm_is_faster(int64_t R, int64_t M, int64_t N) { return !works_alone && R >= 64 && M * N > 1 << 18; }
+// loses by its launch: benchmarks/NOTES.md. On an AMD MKL's are of 256 bits: kernels of 512 are faster at any size.
+bool gemm_is_faster(int64_t R, int64_t M, int64_t N) {
+#if defined(__x86_64__)
+  if (current_isa >= isa_avx512 && __builtin_cpu_is("amd")) return false;
+#endif
+  return !works_alone && R >= 64 && M * N > 1 << 18;
+}
 
 template <class Real>
 Tensor matrix(Real* at, int64_t rows, int64_t columns, int64_t stride, bool transposed = false) {

@@ -231,6 +231,11 @@ def test_absent_and_expanded_cotangents_and_single_gradients(sample):
     whole.takes_any_cotangents_and_gives_single_gradients(sample, "cuda", torch.bfloat16)
 
 
+@pytest.mark.parametrize("sample", FEW, ids=str)
+def test_any_layout(sample):
+    whole.takes_any_layout(sample, "cuda", torch.bfloat16)
+
+
 ONE_TOKEN = Sample("gru", T=3, B=2, I=1, H=8, tokens=True)  # its table of one row is W_ih itself
 
 

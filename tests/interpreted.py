@@ -138,6 +138,11 @@ def test_results_repeat_and_saving_changes_no_output(kind, sample):
 
 
 @pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
+def test_any_layout(sample, name):
+    whole.takes_any_layout(sample, name, torch.float32)
+
+
+@pytest.mark.parametrize(("sample", "name"), cases(("triton",), torch.float32, ONE_OF_EACH))
 def test_absent_and_expanded_cotangents_and_single_gradients(sample, name):
     whole.takes_any_cotangents_and_gives_single_gradients(sample, name, torch.float32)
 

@@ -162,6 +162,11 @@ def test_absent_and_expanded_cotangents(sample, backend):
 
 
 @pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
+def test_any_layout(sample, backend):
+    whole.takes_any_layout(sample, backend, torch.float32, 0 if backend == "cpu" else 1e-5)
+
+
+@pytest.mark.parametrize(("sample", "backend"), ONE_OF_EACH)
 def test_only_what_is_wanted_is_computed(sample, backend):
     call = sample.call(torch.float32)
     outputs = forward(call, backend)

@@ -30,6 +30,39 @@ def takes_any_cotangents_and_gives_single_gradients(sample: Sample, name: str, d
             assert all(grad.shape == (0,) for j, grad in enumerate(grads) if j != k)
 
 
+def takes_any_layout(sample: Sample, name: str, dtype: torch.dtype, tolerance: float = 0) -> None:
+    """Each operand but x as a window of whole vectors, with its outer dimensions swapped, and as one row for all."""
+    for layout in (_window, _swapped, _one_row_for_all):
+        call = sample.call(dtype)
+        weights = tuple(type(w)._make(t if t is None else layout(t) for t in w) for w in call.weights)
+        c0 = None if call.c0 is None else layout(call.c0)
+        call = call._replace(h0=layout(call.h0), c0=c0, weights=weights)
+        dense = call._replace(
+            h0=call.h0.contiguous(),
+            c0=None if c0 is None else c0.contiguous(),
+            weights=tuple(type(w)._make(t if t is None else t.contiguous() for t in w) for w in weights),
+        )
+        outputs = forward(dense, name)
+        torch.testing.assert_close(forward(call, name), outputs, rtol=tolerance, atol=tolerance)
+        cotangents = sample.cotangents(outputs[:3])
+        found = backward(call, name, tuple(map(layout, cotangents)), outputs)
+        want = backward(dense, name, tuple(layout(t).contiguous() for t in cotangents), outputs)
+        torch.testing.assert_close(found, want, rtol=tolerance, atol=tolerance)
+
+
+def _window(t: torch.Tensor) -> torch.Tensor:
+    wide = t.new_full((*t.shape[:-1], t.shape[-1] + 16), torch.nan)
+    return wide[..., 8:-8].copy_(t)
+
+
+def _swapped(t: torch.Tensor) -> torch.Tensor:
+    return t.transpose(0, 1).contiguous().transpose(0, 1) if t.ndim > 2 else t
+
+
+def _one_row_for_all(t: torch.Tensor) -> torch.Tensor:
+    return t[(slice(1),) * (t.ndim - 1)].expand(t.shape)
+
+
 def writes_no_input_and_shares_no_memory(sample: Sample, name: str, dtype: torch.dtype) -> None:
     call = sample.call(dtype)
     given = [t for t in inputs_of(call) if t is not None]

@@ -5,6 +5,9 @@
 // come from L2, once for every 16 rows, or, two tiles of rows at a time, once for every 32.
 
 template <>
+constexpr int64_t rate_of<bfloat16> = 512;
+
+template <>
 struct TileShape<bfloat16> {
   TileShape() = default;
   ~TileShape() {

@@ -18,6 +18,10 @@ struct Factors {
   const Real* const* in = nullptr;
 };
 
+// Multiply-adds a cycle.
+template <class Real>
+constexpr int64_t rate_of = 2 * lanes_of<Real>;
+
 // Where the vectors of a row of weights accumulate.
 template <int... Slot>
 struct Slots {

@@ -52,28 +52,12 @@ constexpr auto add_scaled_rows_of() {
 
 template <class Real>
 constexpr Kernels<Real> kernels = {
-    sizeof(Real) == 2 ? 512 : 2 * lanes_of<Real>,
-    packed_width<Real>,
-    forward_panels<Real>,
-    backward_panels<Real>,
-    padded_units<Real>,
-    depth_of<Real>,
-    backward_depth<Real>,
-    pack_forward,
-    pack_backward,
-    pack_bias<Real>,
-    token_rows<Real>,
-    forward<Real>,
-    rebuild<Real>,
-    backward<Real>,
-    backward_finish<Real>,
-    add_scaled_rows_of<Real>(),
-    add_outer,
-    multiply_rows<Real>,
-    add_columns<Real>,
-    add_row<Real>,
-    widen<Real>,
-    narrow<Real>,
+    rate_of<Real>,      packed_width<Real>,  forward_panels<Real>,  backward_panels<Real>,
+    padded_units<Real>, depth_of<Real>,      backward_depth<Real>,  pack_forward,
+    pack_backward,      pack_bias<Real>,     token_rows<Real>,      forward<Real>,
+    rebuild<Real>,      backward<Real>,      backward_finish<Real>, add_scaled_rows_of<Real>(),
+    add_outer,          multiply_rows<Real>, add_columns<Real>,     add_row<Real>,
+    widen<Real>,        narrow<Real>,
 };
 
 }  // namespace

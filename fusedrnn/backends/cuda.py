@@ -84,7 +84,7 @@ class CudaBackend(Backend):
                 *_shape(call, I),
                 call.R,
                 *(*gates, *tokens),
-                _whole(hoisted.stacked([w.w_hh for w in call.weights])),
+                _dense(hoisted.stacked([w.w_hh for w in call.weights])),
                 hoisted.reset_bias(call),
                 call.h0.contiguous(),
                 None if call.c0 is None else call.c0.contiguous(),
@@ -112,12 +112,12 @@ class CudaBackend(Backend):
                 R,
                 *((None, 0, 0) if dy is None else _rows(call, _whole(dy))),
                 *(None if given is None else given.contiguous() for given in (dh_n, dc_n)),
-                _whole(hoisted.stacked([w.w_hh for w in call.weights])),
+                _dense(hoisted.stacked([w.w_hh for w in call.weights])),
                 *_rows(call, _whole(y)),
-                _whole(call.h0),
-                None if call.c0 is None else _whole(call.c0.float()),
+                _dense(call.h0),
+                None if call.c0 is None else _dense(call.c0.float()),
                 like.new_zeros(H, dtype=torch.float32),
-                *(_whole(saved), _whole(cells)),
+                *(_dense(saved), _dense(cells)),
                 *(dgates, before, dh0, dc0, sums),
             )
             _launch("backward", call, operands)
@@ -228,6 +228,11 @@ def _whole(t: Tensor) -> Tensor:
     if t.stride(-1) == 1 and not any(at % WHOLE for at in places):
         return t
     return t.clone(memory_format=torch.contiguous_format)
+
+
+def _dense(t: Tensor) -> Tensor:
+    """The same, and its rows follow each other."""
+    return _whole(t.contiguous())
 
 
 def _misfit(call: Call, of_backward: Sequence[Tensor | None]) -> str:
