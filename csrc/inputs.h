@@ -15,7 +15,7 @@ void check_weights(const Shape& s, const Operand& w_ih, const Operand& w_hh, con
 // benchmarks/NOTES.md.
 template <class Real>
 bool reads_unpacked(const Shape& s, int64_t R) {
-  return R <= (sizeof(Real) == 2 ? few_rows : s.T == 1 ? 32 : 16);
+  return R <= (sizeof(Real) == 2 ? 8 : s.T == 1 ? 32 : 16);
 }
 
 // x and the weights, which fit.
@@ -74,7 +74,7 @@ class Inputs {
     in_shares(s, width * (s.H + (tokens ? 0 : s.I)), panels, cost, [&](const Share& share) {
       const int64_t rows = share.last - share.first, per_step = rows * width;
       const int64_t fit = pre_bytes / std::max<int64_t>(1, per_step * int64_t(sizeof(Wide<Real>)));
-      const int64_t fill = pre_rows / std::max<int64_t>(1, rows);
+      const int64_t fill = (pre_rows + rows - 1) / std::max<int64_t>(1, rows);
       const int64_t steps = std::clamp<int64_t>(std::max(fit, fill), 1, std::max<int64_t>(1, s.T));
       Buffer<Wide<Real>> workspace(f.concat || f.table ? 0 : steps * per_step + spare_rows * width);
       run(share, steps, workspace.get());

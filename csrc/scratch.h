@@ -33,14 +33,18 @@ class Scratch {
     }
     if (best == kept_.end()) return {::operator new(bytes, alignment), bytes};
     const Block found = *best;
-    *best = kept_.back();
-    kept_.pop_back();
+    kept_.erase(best);
     total_ -= found.bytes;
     return found;
   }
 
   void give(const Block& block) {
-    if (total_ + block.bytes > most_kept) return release(block);
+    if (block.bytes > most_kept) return release(block);
+    while (total_ + block.bytes > most_kept) {  // what was given first has been of no use for the longest time
+      total_ -= kept_.front().bytes;
+      release(kept_.front());
+      kept_.erase(kept_.begin());
+    }
     kept_.push_back(block);
     total_ += block.bytes;
   }

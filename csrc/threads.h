@@ -134,8 +134,14 @@ void in_shares(const Shape& s, int64_t row_work, int64_t panels, const StepCost&
   in_pieces(groups * pieces, groups * pieces, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin / pieces; group * pieces < end; ++group) {
       const int64_t before = group * pieces;
-      f(Share{s.B * group / groups, s.B * (group + 1) / groups, std::max(begin - before, int64_t(0)),
-              std::min(end - before, pieces), pieces, shared ? &meetings[group] : nullptr});
+      try {
+        f(Share{s.B * group / groups, s.B * (group + 1) / groups, std::max(begin - before, int64_t(0)),
+                std::min(end - before, pieces), pieces, shared ? &meetings[group] : nullptr});
+      } catch (...) {  // memory ran out: those who share its rows wait for this thread no longer
+        for (; shared && group * pieces < end; ++group)
+          __atomic_fetch_add(&meetings[group].arrived, int64_t{1} << 48, __ATOMIC_RELEASE);
+        throw;
+      }
     }
   });
   if (!shared || meetings[0].arrived == 0) return;  // nobody had to wait

@@ -1,6 +1,10 @@
 """More threads than rows: threads share rows, each with hidden units of its own, and meet after every step."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -126,3 +130,46 @@ def test_calls_at_the_same_time_end(always):
         assert not caller.is_alive()
     for got in (got for several in found for got in several):
         assert_equal(got, alone)
+
+
+FAILING_ONCE = """
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <cstdlib>
+#include <new>
+static int armed = 0;
+extern "C" void arm() { armed = 1; }
+extern "C" int is_armed() { return armed; }
+void* operator new[](std::size_t size) {
+  if (syscall(SYS_gettid) != getpid() && __sync_bool_compare_and_swap(&armed, 1, 0)) throw std::bad_alloc();
+  if (void* at = malloc(size ? size : 1)) return at;
+  throw std::bad_alloc();
+}
+"""
+CALL = """
+import ctypes, sys, torch, fusedrnn
+torch.set_num_threads(2)
+torch.ops.fusedrnn_cpu.share_rows_always(True)
+torch.ops.fusedrnn_cpu.force_cut(1, 2)
+layer, x = fusedrnn.LSTM(16, 128, backend="cpu"), torch.randn(20, 4, 16)
+with torch.no_grad():
+    before = layer(x)[0]
+    failing = ctypes.CDLL(sys.argv[1])
+    failing.arm()
+    try:
+        layer(x)
+    except RuntimeError:
+        pass
+    print(failing.is_armed(), torch.equal(layer(x)[0], before))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="needs Linux and g++")
+def test_a_thread_that_finds_no_memory_keeps_none_waiting(tmp_path):
+    source, library = tmp_path / "failing.cpp", tmp_path / "failing.so"
+    source.write_text(FAILING_ONCE)
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], check=True)
+    environment = os.environ | {"LD_PRELOAD": str(library)}
+    done = subprocess.run([sys.executable, "-c", CALL, library], env=environment, capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert done.stdout == "0 True\n", done.stderr

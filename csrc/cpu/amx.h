@@ -108,6 +108,7 @@ __attribute__((noinline)) void accumulate(const Factors<bfloat16>& f, const bflo
 
 // Two tiles of A by two of B, each followed by the other after `column` numbers.
 struct Squares {
+  static constexpr int64_t rows_at_once = 512;
   static constexpr int W = lanes_of<bfloat16>;
 
   Squares() { shape.set(W); }

@@ -2,12 +2,13 @@
 // which rounds to nearest and takes numbers below the smallest normal one for zero). Included inside the namespace of a
 // variant.
 
-// acc[r][a] += sum over the pairs of one k / 32 of in[r][k] * w[a][k].
-template <int Tile, int Count>
+// acc[r][a] += sum over the pairs of one k / 32 of in[r][k] * w[a][k]. Where it asks, then for `ahead`, a line each pair.
+template <bool Asks, int Tile, int Count>
 FUSEDRNN_INLINE void multiply_pairs(VectorF (&acc)[Tile][Count], const bfloat16* in, int64_t stride, const bfloat16* w,
-                                    int64_t apart) {
+                                    int64_t apart, const bfloat16* ahead, int64_t ahead_stride) {
 #pragma GCC unroll 4
   for (int pair = 0; pair < 16; ++pair) {
+    if constexpr (Asks) __builtin_prefetch(ahead + pair * ahead_stride, 0, 2);
     __m512bh weights[Count];
 #pragma GCC unroll 4
     for (int a = 0; a < Count; ++a) weights[a] = (__m512bh)_mm512_loadu_si512(w + a * apart + pair * 32);
@@ -28,15 +29,26 @@ __attribute__((noinline)) void accumulate(const Factors<bfloat16>& f, const bflo
                                           float* const* out) {
   constexpr int N = S::count, W = lanes_of<bfloat16>;
   constexpr int64_t block = (16 << 10) / (N * 64 * 16) * 32;
+  const bool asks = f.count > 2 * S::tile_rows;
   for (int64_t begin = 0; begin < f.depth; begin += block) {
     const int64_t end = minimum(begin + block, f.depth);
     for_tiles<S::tile_rows>(f.count, [&](auto tile, int64_t first) {
       constexpr int Tile = decltype(tile)::value;
       VectorF acc[Tile][N] = {};
       const bfloat16* in = f.room + first * f.stride;
+      const auto multiply = [&](auto asks) __attribute__((always_inline)) {
+        const bfloat16* ahead = w + N * 16 * (end + (end - begin) * first / f.count);
+        const int64_t ahead_stride = N * 32 * Tile / f.count;
 #pragma GCC unroll 1
-      for (int64_t k = begin; k < end; k += 32)
-        multiply_pairs(acc, in + k, f.stride, w + k / 32 * N * tile_elements, tile_elements);
+        for (int64_t k = begin; k < end; k += 32, ahead += 16 * ahead_stride)
+          multiply_pairs<asks>(acc, in + k, f.stride, w + k / 32 * N * tile_elements, tile_elements, ahead,
+                               ahead_stride);
+      };
+      if (asks) {
+        multiply(Constant<true>{});
+      } else {
+        multiply(Constant<false>{});
+      }
       const bool add = !fresh || begin > 0;
 #pragma GCC unroll 8
       for (int r = 0; r < Tile; ++r) {
@@ -53,6 +65,7 @@ __attribute__((noinline)) void accumulate(const Factors<bfloat16>& f, const bflo
 // Two tiles of A by two of B, each followed by the other after `column` numbers.
 struct Squares {
   static constexpr int W = lanes_of<bfloat16>, rows = 8;
+  static constexpr int64_t rows_at_once = 256;
 
   FUSEDRNN_INLINE void multiply(const bfloat16* in_a, const bfloat16* in_b, int64_t column,
                                 float (&sums)[2 * W][2 * W]) {
@@ -60,7 +73,8 @@ struct Squares {
       VectorF acc[rows][2] = {};
       const bfloat16* in = in_a + first / W * column + first % W * 32;
 #pragma GCC unroll 1
-      for (int64_t d = 0; d < column; d += tile_elements) multiply_pairs(acc, in + d, 32, in_b + d, column);
+      for (int64_t d = 0; d < column; d += tile_elements)
+        multiply_pairs<false>(acc, in + d, 32, in_b + d, column, in_b, 0);
       for (int r = 0; r < rows; ++r) {
         store(&sums[first + r][0], acc[r][0]);
         store(&sums[first + r][W], acc[r][1]);

@@ -36,21 +36,27 @@ struct Factors<bfloat16> {
 constexpr int64_t tile_elements = 512;
 
 // As dots() of the vectors: pairs of k at a time.
-template <int N>
+template <int N, int Units>
 FUSEDRNN_INLINE void dots(const bfloat16* x, const bfloat16* const* rows, int64_t K, float* out) {
-  VectorF acc[N] = {};
+  constexpr int W = lanes_of<bfloat16>, all = (N * Units + W - 1) / W * W;
+  VectorF acc[all] = {};
   const auto add = [&](int64_t k, __mmask32 mask) __attribute__((always_inline)) {
     const auto pairs = [&](const bfloat16* p)
                            __attribute__((always_inline)) { return (__m512bh)_mm512_maskz_loadu_epi16(mask, p + k); };
     const __m512bh xs = pairs(x);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[n] = (VectorF)_mm512_dpbf16_ps((__m512)acc[n], xs, pairs(rows[n]));
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+      for (int u = 0; u < Units; ++u)
+        acc[n * Units + u] = (VectorF)_mm512_dpbf16_ps((__m512)acc[n * Units + u], xs, pairs(rows[n] + u * K));
+    }
   };
   int64_t k = 0;
 #pragma GCC unroll 1
   for (; k + 32 <= K; k += 32) add(k, ~__mmask32(0));
   if (k < K) add(k, (__mmask32(1) << (K - k)) - 1);
-  for (int n = 0; n < N; ++n) out[n] = _mm512_reduce_add_ps((__m512)acc[n]);
+#pragma GCC unroll 4
+  for (int a = 0; a < all; a += W) store(out + a, sums_of_lanes<bfloat16>(acc + a));
 }
 
 // A pair of k as one number: w [G*H, K] -> panels of [k / 32][gate][pair][unit][2].
@@ -141,7 +147,7 @@ void add_outer_by_squares(const bfloat16* const* left, int64_t at, const bfloat1
                           int64_t m0, int64_t m1, int64_t N, float* out, bool add) {
   if (rows == 0 && !add) return zero(out + m0 * N, (m1 - m0) * N);
   constexpr int W = lanes_of<bfloat16>;
-  constexpr int64_t block = 512;
+  constexpr int64_t block = Squares::rows_at_once;
   const int64_t m_tiles = ceil_div(m1 - m0, W), n_tiles = ceil_div(N, W),
                 depth = depth_of<bfloat16>(minimum(rows, block));
   auto* a = new bfloat16[(m_tiles + n_tiles + 2) * W * depth];
