@@ -15,6 +15,7 @@ import importlib.util
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -96,7 +97,9 @@ def cpu_rules() -> list[str]:
 
 
 def cuda_rules() -> list[str]:
-    flags = f"{NVCCFLAGS} {gpu_flags(os.environ.get('TORCH_CUDA_ARCH_LIST') or GPUS)}"
+    sources = runpy.run_path("csrc/cuda/sources.py")["sum_of_sources"]()
+    gpus = gpu_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or GPUS)
+    flags = f"{NVCCFLAGS} -DFUSEDRNN_SOURCES='\"{sources}\"' {gpus}"
     return [
         "rule compile",
         f"  command = {NVCC} -MD -MF $out.d {flags} -c $in -o $out",

@@ -97,17 +97,20 @@ def _forward(*arguments):
 def _check_data(call: Call) -> None:
     """Refuse tokens and lengths out of range: only here is there data to look at in compiled and transformed code too.
 
-    On a GPU looking would make the host wait; there the kernels check.
+    On a GPU looking would make the host wait: an assertion runs there, that of tokens where they are read.
     """
+    lengths = call.lengths if call.row_offsets is None else None
     if call.x.device.type != "cpu":
+        if lengths is not None:
+            torch._assert_async(((lengths >= 0) & (lengths <= call.T)).all(), "a length beyond the steps")
         return
     if call.tokens and call.x.numel():
         low, high = (int(t) for t in call.x.aminmax())
         if low < 0 or high >= call.I:
             token = low if low < 0 else high
             raise IndexError(f"x: expected tokens in [0, {call.I}), the vocabulary, got {token}")
-    if call.lengths is not None and call.row_offsets is None and call.B:
-        low, high = (int(t) for t in call.lengths.aminmax())
+    if lengths is not None and call.B:
+        low, high = (int(t) for t in lengths.aminmax())
         if low < 0 or high > call.T:
             raise ValueError(f"lengths: expected values in [0, {call.T}], the steps, got {low if low < 0 else high}")
 

@@ -14,7 +14,7 @@ import whole
 from problems import Sample, assert_close_to_float64, assert_equal, backward, cases, forward, run
 
 import fusedrnn
-from benchmarks.gpu import sanitizer, soak
+from benchmarks.gpu import library, sanitizer, soak
 from fusedrnn.backends import cuda as backend
 from fusedrnn.backends.base import BackendError, Problem
 from fusedrnn.dispatch import REGISTRY, explain, select
@@ -156,7 +156,7 @@ def test_smaller_clusters_take_what_larger_ones_would_in_turns(cell, monkeypatch
     for H, processors, ctas in ((200, 8, 4), (200, 16, 8), *of_gru):
         monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
         sample = Sample(cell, T=2, B=9, I=3, H=H)
-        assert backend._multiprocessors(sample.call(torch.bfloat16), 8) == 2 * ctas
+        assert backend._of_tiles("processors", sample.call(torch.bfloat16), 8) == 2 * ctas
         if ctas < 16:
             assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=1)
 
@@ -321,3 +321,9 @@ def test_tokens_outside_the_vocabulary_are_refused():
     call = Sample("gru", T=2, B=1, I=3, H=8, tokens=True).call(torch.bfloat16)
     with pytest.raises(RuntimeError, match="token outside the vocabulary"):
         REGISTRY["cuda"].forward(call._replace(x=call.x + 3))
+
+
+def test_a_library_of_other_sources_is_known(monkeypatch):
+    assert library.missing().endswith("was built of other sources")
+    monkeypatch.setattr(library, "sources", lambda: "")
+    assert library.missing() == ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,11 +12,19 @@ from fusedrnn import _cuda_library
 
 KERNELS = micro.ROOT / "csrc/cuda"
 NVCC = ("nvcc", "-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{KERNELS}")
-_MISSING = "from fusedrnn.dispatch import REGISTRY; print(REGISTRY['cuda'].unavailable_reason() or '')"
+_MISSING = """
+import sys
+from fusedrnn import _cuda_library
+from fusedrnn.dispatch import REGISTRY
+said = REGISTRY["cuda"].unavailable_reason()
+if not said and _cuda_library.function("sources")().decode() != sys.argv[1]:
+    said = f"{_cuda_library.path()} was built of other sources"
+print(said or "")
+"""
 
 
 def build(seconds: float) -> str:
-    """Beside the package, unless one that runs here is there already. Returns what went wrong, or nothing."""
+    """Beside the package, unless one of these sources that runs here is there already. Returns what went wrong, or nothing."""
     if not missing():
         return ""
     if not shutil.which("nvcc"):
@@ -24,7 +32,14 @@ def build(seconds: float) -> str:
     sm = micro.architecture()
     part = _cuda_library.path().with_suffix(".part")
     command = [*NVCC, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
-    command += ["-gencode", f"arch=compute_{sm},code=sm_{sm}", *map(str, sorted(KERNELS.glob("*.cu"))), "-o", str(part)]
+    command += [
+        f'-DFUSEDRNN_SOURCES="{sources()}"',
+        "-gencode",
+        f"arch=compute_{sm},code=sm_{sm}",
+        *map(str, sorted(KERNELS.glob("*.cu"))),
+        "-o",
+        str(part),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -36,15 +51,11 @@ def build(seconds: float) -> str:
 
 
 def sources() -> str:
-    """A sum over all that is compiled, and how."""
-    digest = hashlib.sha256(" ".join(map(str, NVCC[:-1])).encode())
-    shared = (KERNELS.parent / name for name in ("cells.h", "shape.h"))
-    for file in sorted((*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh"), *shared), key=lambda file: file.name):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """A sum over all that is compiled."""
+    return runpy.run_path(str(KERNELS / "sources.py"))["sum_of_sources"]()
 
 
 def missing() -> str:
-    """Why a new process cannot use the backend, or nothing."""
-    done = subprocess.run([sys.executable, "-c", _MISSING], cwd=micro.ROOT, capture_output=True, text=True)
+    """Why a new process cannot use the backend, as these sources have it, or nothing."""
+    done = subprocess.run([sys.executable, "-c", _MISSING, sources()], cwd=micro.ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()[-500:]

@@ -100,12 +100,24 @@ FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_hidden(int64_t numbers, int64_t co
   });
 }
 
-// The CTAs of the clusters that take such a layer of so many batch tiles in all directions.
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_ctas(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                   int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
-                                                   int64_t processors) {
+// The multiprocessors that a layer of so many batch tiles in all directions takes at once, or would if there were as many;
+// and the turns by which it takes them.
+FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_processors(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
+                                                         int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
+                                                         int64_t processors) {
+  const Limits limits{shared, ctas, processors};
   return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return chosen_ctas(kernels<Kind>, cell, inputs, H, tiles, {shared, ctas, processors});
+    const auto* const kernel = chosen(kernels<Kind>, cell, inputs, H, tiles, limits);
+    return kernel ? tiles * kernel->ctas : 0;
+  });
+}
+FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_turns(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
+                                                    int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
+                                                    int64_t processors) {
+  const Limits limits{shared, ctas, processors};
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
+    const auto* const kernel = chosen(kernels<Kind>, cell, inputs, H, tiles, limits);
+    return kernel ? turns_of(*kernel, tiles, limits) : 0;
   });
 }
 
@@ -121,17 +133,12 @@ FUSEDRNN_EXPORT const char* fusedrnn_cuda_missing() {
 // clusters.
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_ctas() {
   int64_t most = 1;
-  for (const auto& kernel : kernels<__nv_bfloat16>) {
-    const Config config(kernel, kernel.ctas, nullptr);
-    int clusters = 0;
-    if (kernel.ctas > most && allow(kernel, kernel.plain) == cudaSuccess &&
-        cudaOccupancyMaxActiveClusters(&clusters, kernel.plain, &config) == cudaSuccess && clusters > 0)
-      most = kernel.ctas;
-  }
-  cudaGetLastError();
+  for (const auto& kernel : kernels<__nv_bfloat16>)
+    if (kernel.ctas > most && clusters_at_once(kernel) > 0) most = kernel.ctas;
   return most;
 }
 
+FUSEDRNN_EXPORT const char* fusedrnn_cuda_sources() { return FUSEDRNN_SOURCES; }
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_interface() { return interface_number; }
 
 // Whether it was built for the CPU, by way of host/.

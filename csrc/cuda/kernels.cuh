@@ -9,15 +9,22 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "plan.cuh"
 
+// A sum over what it is built of (sources.py), where the builder gives it.
+#ifndef FUSEDRNN_SOURCES
+#define FUSEDRNN_SOURCES ""
+#endif
 #define FUSEDRNN_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace fusedrnn::cuda {
 
 // Raised whenever the C functions or what they do change, together with _INTERFACE in fusedrnn/_cuda_library.py.
-constexpr int64_t interface_number = 3;
+constexpr int64_t interface_number = 4;
 
 constexpr int portable_ctas = 8, most_ctas = 16;  // of a cluster: on every GPU that has them, and on some
 
@@ -91,31 +98,6 @@ int64_t most_hidden(const std::array<Kernel<Arguments>, count>& kernels, int64_t
   return most;
 }
 
-// Of the kernels, those of a cell in order of their size, the first that serves a layer; or, where that is one of clusters
-// and they do not take all its tiles at once, one of smaller clusters, which take them by fewer turns.
-template <class Arguments, size_t count>
-const Kernel<Arguments>* chosen(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs,
-                                int64_t H, int64_t tiles, const Limits& limits) {
-  const auto turns = [&](const auto& kernel) {
-    const int64_t at_once = std::max<int64_t>(1, limits.processors / kernel.ctas);
-    return (tiles + at_once - 1) / at_once;
-  };
-  const Kernel<Arguments>* best = nullptr;
-  for (const auto& kernel : kernels) {
-    if (kernel.hidden < H || !serves(kernel, cell, inputs, limits)) continue;
-    if (!best || (kernel.ctas < best->ctas && turns(kernel) < turns(*best))) best = &kernel;
-  }
-  return best;
-}
-
-// The CTAs of the clusters that such a layer is given to; 0: to none.
-template <class Arguments, size_t count>
-int64_t chosen_ctas(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs, int64_t H,
-                    int64_t tiles, const Limits& limits) {
-  const auto* const kernel = chosen(kernels, cell, inputs, H, tiles, limits);
-  return kernel ? kernel->ctas : 0;
-}
-
 // How a kernel is launched, by clusters or CTAs that are so many together.
 struct Config : cudaLaunchConfig_t {
   template <class Arguments>
@@ -141,6 +123,48 @@ cudaError_t allow(const Kernel<Arguments>& kernel, void (*run)(Arguments)) {
   if (error == cudaSuccess && kernel.ctas > portable_ctas)
     error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   return error;
+}
+
+// Clusters that the device in use runs at once. It is asked once for each size of them; 0: it has none.
+template <class Arguments>
+int64_t clusters_at_once(const Kernel<Arguments>& kernel) {
+  static std::mutex asking;
+  static std::map<std::pair<int, int>, int> known;  // of a device and a size
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  const std::lock_guard lock(asking);
+  const auto [found, is_new] = known.try_emplace({device, kernel.ctas}, 0);
+  if (is_new) {
+    const Config config(kernel, kernel.ctas, nullptr);
+    if (allow(kernel, kernel.plain) != cudaSuccess ||
+        cudaOccupancyMaxActiveClusters(&found->second, kernel.plain, &config) != cudaSuccess)
+      found->second = 0;
+    cudaGetLastError();
+  }
+  return found->second;
+}
+
+// Turns by which a kernel takes so many tiles.
+template <class Arguments>
+int64_t turns_of(const Kernel<Arguments>& kernel, int64_t tiles, const Limits& limits) {
+  int64_t at_once = limits.processors / kernel.ctas;
+  if (kernel.ctas > 1) at_once = std::min(at_once, clusters_at_once(kernel));
+  at_once = std::max<int64_t>(1, at_once);
+  return (tiles + at_once - 1) / at_once;
+}
+
+// Of the kernels, those of a cell in order of their size, the first that serves a layer; or, where that is one of clusters
+// and they do not take all its tiles at once, one of smaller clusters, which take them by fewer turns.
+template <class Arguments, size_t count>
+const Kernel<Arguments>* chosen(const std::array<Kernel<Arguments>, count>& kernels, int64_t cell, int64_t inputs,
+                                int64_t H, int64_t tiles, const Limits& limits) {
+  const Kernel<Arguments>* best = nullptr;
+  for (const auto& kernel : kernels) {
+    if (kernel.hidden < H || !serves(kernel, cell, inputs, limits)) continue;
+    if (!best || (kernel.ctas < best->ctas && turns_of(kernel, tiles, limits) < turns_of(*best, tiles, limits)))
+      best = &kernel;
+  }
+  return best;
 }
 
 // The kernel chosen for the layer: a grid of the batch tiles of all directions. Returns what went wrong, or null.

@@ -167,7 +167,7 @@ def _tile(of: Call | Problem) -> int:
     """Rows of the batch that a CTA or a cluster takes: 8 by tensor cores, otherwise 1 while they all run at once."""
     if _numbers(of) != "ieee":
         return 8
-    return 1 if _multiprocessors(of, 1) <= _processors() else 2
+    return 1 if _of_tiles("turns", of, 1) <= 1 else 2
 
 
 def _parts(call: Call) -> int:
@@ -178,17 +178,17 @@ def _parts(call: Call) -> int:
     """
     if call.tokens or call.row_offsets is not None or call.schedule == "concat" or ON_HOST:
         return 1
-    if _multiprocessors(call, _tile(call)) > _processors() // 2:
+    if _of_tiles("processors", call, _tile(call)) > _processors() // 2:
         return 1
     seconds = 2 * call.R * call.I * call.D * len(call.spec.gates) * call.H / PRODUCTS[_numbers(call)]
     return max(1, min(MOST_PARTS, call.T, round((seconds / BEGINNING) ** 0.5)))
 
 
-def _multiprocessors(of: Call | Problem, tile: int) -> int:
-    """Those that a loop of such tiles takes, or would take if there were as many."""
+def _of_tiles(what: str, of: Call | Problem, tile: int) -> int:
+    """Multiprocessors that a loop of such tiles takes at once, or would if there were as many; or the turns it takes."""
     tiles, cell = -(-of.B // tile) * of.D, CELLS.index(of.cell)
-    ctas = _cuda_library.function("forward_ctas")
-    return tiles * ctas(NUMBERS.index(_numbers(of)), tile, cell, 0, of.H, tiles, *_limits())
+    found = _cuda_library.function(f"forward_{what}")
+    return found(NUMBERS.index(_numbers(of)), tile, cell, 0, of.H, tiles, *_limits())
 
 
 def _concat(schedule: str, tokens: bool) -> bool:
