@@ -55,7 +55,7 @@ def test_the_chip_is_measured_once_by_one_program(place, monkeypatch, capsys):
     device = SimpleNamespace(multi_processor_count=made_chip.SMS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
     monkeypatch.setattr(micro, "architecture", lambda: "90a")
-    monkeypatch.setattr(micro, "build", micro.program_for)
+    monkeypatch.setattr(micro, "build", lambda sm, seconds: micro.program_for(sm))
     monkeypatch.setattr(micro, "groups", lambda program: ["barriers", "loads"])
     monkeypatch.setattr(stages, "large_rates", lambda: [made_chip.value("copy", 1000, "GB/s")])
     runs = []
@@ -155,14 +155,14 @@ def test_a_process_that_dies_over_a_problem_is_replaced(place, monkeypatch):
     first, second = map(str, plan.grid())
     started = []
 
-    def dies_over_the_first(command, **_):
+    def dies_over_the_first(command, *_, **__):
         started.append(command)
         if len(started) == 1:
             place.under_way("cudnn").write_text(f"{first}\n{grid.TORCH}")
             return SimpleNamespace(returncode=-11)
         return SimpleNamespace(returncode=stages.measure_cudnn(place, soon()))
 
-    monkeypatch.setattr(gpu.subprocess, "run", dies_over_the_first)
+    monkeypatch.setattr(gpu.processes, "run", dies_over_the_first)
     assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 1), place, soon()) == 0
     assert len(started) == 2
     kept = place.rows("cudnn")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import micro, plan, soak, stages, steps, table
+from benchmarks.gpu import micro, plan, processes, soak, stages, steps, table
 from benchmarks.record import RESULTS
 from fusedrnn.lm.files import write_atomically
 
@@ -91,7 +91,7 @@ def _stage(share: Share, place: stages.Place, end: float) -> int:
         print(f"{share.name}: {share.what}; at most {left:.0f} s", flush=True)
         command = [sys.executable, "-m", "benchmarks.gpu.stages", share.name, str(place.folder), f"{left:.0f}"]
         try:
-            status = subprocess.run(command, cwd=micro.ROOT, timeout=left + SPARE / 2).returncode
+            status = processes.run(command, left + SPARE / 2, cwd=micro.ROOT).returncode
         except subprocess.TimeoutExpired:
             print(f"{share.name}: stopped, it outran its time")
             place.under_way(share.name).unlink(missing_ok=True)
@@ -132,6 +132,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("make gpu: torch sees no CUDA GPU here; make gpu DRY=1 shows the plan", file=sys.stderr)
         return 2
+    processes.leave_on_sigterm()
     return run(stages.Place(given.results.resolve()), given.minutes)
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from benchmarks.gpu import micro
+from benchmarks.gpu import micro, processes
 from fusedrnn import _cuda_library
 
 KERNELS = micro.ROOT / "csrc/cuda"
@@ -26,7 +26,7 @@ def build(seconds: float) -> str:
     command = [*NVCC, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
     command += ["-gencode", f"arch=compute_{sm},code=sm_{sm}", *map(str, sorted(KERNELS.glob("*.cu"))), "-o", str(part)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = processes.captured(command, seconds)
     except subprocess.TimeoutExpired:
         return f"nvcc took more than {seconds:.0f} s"
     if done.returncode:

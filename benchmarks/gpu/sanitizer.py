@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from benchmarks.gpu import micro
+from benchmarks.gpu import micro, processes
 from fusedrnn.bench import grid
 from fusedrnn.dispatch import REGISTRY
 
@@ -34,8 +34,7 @@ def run(tool: str, seconds: float) -> dict:
     start = time.monotonic()
     command = [path, "--tool", tool, "--error-exitcode", str(FOUND)]
     try:
-        done = subprocess.run([*command, sys.executable, "-m", "benchmarks.gpu.sanitizer"], cwd=micro.ROOT,
-                              capture_output=True, text=True, timeout=seconds)  # fmt: skip
+        done = processes.captured([*command, sys.executable, "-m", "benchmarks.gpu.sanitizer"], seconds, cwd=micro.ROOT)
     except subprocess.TimeoutExpired:
         return {"name": name, "outcome": "skipped", "seconds": seconds, "said": f"it took more than {seconds:.0f} s"}
     said = (done.stdout + done.stderr).strip()

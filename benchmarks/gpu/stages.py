@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import layers, library, micro, plan, sanitizer, soak, steps
+from benchmarks.gpu import layers, library, micro, plan, processes, sanitizer, soak, steps
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
 from fusedrnn.bench import grid
 from fusedrnn.bench.pairs import Spread, seconds
@@ -77,7 +77,7 @@ def measure_micro(place: Place, deadline: float) -> None:
     except RuntimeError as error:
         keep([{"measure": "matrix product", "at": {}, "error": str(error).splitlines()[0]}])
     try:
-        program = micro.build(micro.architecture())
+        program = micro.build(micro.architecture(), deadline - time.monotonic())
         for group in micro.groups(program):
             left = min(micro.SECONDS_A_GROUP, deadline - time.monotonic())
             if left < 1:
@@ -233,7 +233,7 @@ def run_tests(place: Place, deadline: float) -> int:
     # The session ends with a report after the test in which its time runs out, and that test has a limit too.
     command += [f"--session-timeout={0.7 * left:.0f}", f"--timeout={0.2 * left:.0f}"]
     try:
-        status = subprocess.run(command, cwd=micro.ROOT, timeout=left).returncode
+        status = processes.run(command, left, cwd=micro.ROOT).returncode
     except subprocess.TimeoutExpired:
         status = 1
     tests = list(_outcomes(report)) if report.exists() else []
@@ -313,6 +313,7 @@ def main() -> int:
     parser.add_argument("seconds", type=float)
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
+    processes.leave_on_sigterm()
     return STAGES[given.stage](Place(given.results), time.monotonic() + given.seconds) or 0
 
 
