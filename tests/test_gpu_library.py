@@ -94,14 +94,14 @@ def test_the_verdict_of_the_sanitizer(script, outcome, said, monkeypatch, a_fold
     if script is not None:
         a_folder_of_tools("compute-sanitizer", script)
     found = sanitizer.run("memcheck", 1)
-    assert (found["name"], found["outcome"], found["said"]) == ("compute-sanitizer memcheck", outcome, said)
+    assert (found["name"], found["outcome"], found["said"]) == ("sanitizer: memcheck", outcome, said)
 
 
 def test_without_the_kernels_there_is_nothing_to_check(a_folder_of_tools):
     a_folder_of_tools("compute-sanitizer", "exit 0")
     if reason := REGISTRY["cuda"].unavailable_reason():
         assert sanitizer.run("racecheck", 1) == {
-            "name": "compute-sanitizer racecheck",
+            "name": "sanitizer: racecheck",
             "outcome": "skipped",
             "seconds": 0.0,
             "said": reason,
@@ -109,8 +109,8 @@ def test_without_the_kernels_there_is_nothing_to_check(a_folder_of_tools):
 
 
 def test_the_stage_keeps_the_verdicts_and_fails_with_them(tmp_path, monkeypatch):
-    verdicts = {"memcheck": "passed", "racecheck": "failed"}
-    found = {tool: {"name": tool, "outcome": outcome, "seconds": 1.0, "said": ""} for tool, outcome in verdicts.items()}
+    outcomes = {"memcheck": "passed", "racecheck": "failed"}
+    found = {tool: verdict(f"sanitizer: {tool}", outcome) for tool, outcome in outcomes.items()}
     monkeypatch.setattr(sanitizer, "run", lambda tool, seconds: found[tool])
     place = stages.Place(tmp_path)
     assert stages.run_sanitizer(place, soon()) == 1
@@ -118,13 +118,31 @@ def test_the_stage_keeps_the_verdicts_and_fails_with_them(tmp_path, monkeypatch)
 
 
 def kept(place: stages.Place, stage: str) -> list[dict]:
-    content = json.loads(place.file(stage).read_text())
+    content = json.loads(place.file("tests").read_text())
     jsonschema.validate(content, json.loads((RESULTS / "schema.json").read_text()))
     return place.tests(stage)
 
 
 def soon() -> float:
     return stages.time.monotonic() + 5
+
+
+def verdict(name: str, outcome: str = "passed") -> dict:
+    return {"name": name, "outcome": outcome, "seconds": 1.0, "said": ""}
+
+
+def test_verdicts_share_a_file_and_replace_those_of_their_stage_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "RESULTS", tmp_path / "earlier")
+    place, earlier = stages.Place(tmp_path / "now"), stages.Place(stages.RESULTS)
+    earlier.keep_tests("soak", [verdict("soak of 3 layers")])
+    earlier.keep_tests("sanitizer", [verdict("sanitizer: memcheck", "failed")])
+    place.keep_tests("tests", [verdict("tests/gpu/test_gpu.py::test_a"), verdict("tests/gpu/test_gpu.py::test_b")])
+    place.keep_tests("sanitizer", [verdict("sanitizer: memcheck")])
+    place.keep_tests("tests", [verdict("tests/gpu/test_gpu.py::test_a", "failed")])
+    assert kept(place, "tests") == [verdict("tests/gpu/test_gpu.py::test_a", "failed")]
+    assert kept(place, "sanitizer") == [verdict("sanitizer: memcheck")]
+    assert kept(place, "soak") == kept(earlier, "soak")  # no run lost what an earlier one had found
+    assert [path.name for path in place.folder.iterdir()] == [place.file("tests").name]
 
 
 def test_a_soak_is_run_once_for_each_state_of_the_kernels(tmp_path, monkeypatch, capsys):

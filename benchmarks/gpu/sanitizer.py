@@ -26,7 +26,7 @@ NOT_HERE = "Device not supported"  # said where a virtual machine hides the hard
 
 def run(tool: str, seconds: float) -> dict:
     """What the tool says of the layers: passed, failed, or skipped with the reason."""
-    name = f"compute-sanitizer {tool}"
+    name = f"sanitizer: {tool}"
     path = shutil.which("compute-sanitizer")
     missing = "compute-sanitizer is not on the path" if path is None else REGISTRY["cuda"].unavailable_reason()
     if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fusedrnn.dispatch import REGISTRY
 
 FATAL = 3  # the exit status after which a new process may go on where this one stopped
 SECONDS_BETWEEN_SAVES = 10
+VERDICTS = ("tests", "soak", "sanitizer")  # the stages that keep verdicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,16 @@ class Place:
         return Record.load(self.file(stage)).over(Record.load(RESULTS / self.file(stage).name))
 
     def tests(self, stage: str) -> list[dict]:
-        """What a stage of tests kept here, or nothing."""
-        path = self.file(stage)
-        return json.loads(path.read_text())["tests"] if path.exists() else []
+        """What a stage of verdicts kept, in this run or else in an earlier one. Their names begin with the stage's."""
+        paths = (self.file("tests"), RESULTS / self.file("tests").name)
+        kept = [json.loads(path.read_text())["tests"] if path.exists() else [] for path in paths]
+        found = ([test for test in tests if test["name"].startswith(stage)] for tests in kept)
+        return next(filter(None, found), [])
+
+    def keep_tests(self, stage: str, tests: list[dict]) -> None:
+        """All such stages have one file: what a run leaves should be few."""
+        of_stages = {name: self.tests(name) for name in VERDICTS} | {stage: tests}
+        save(self.file("tests"), {"tests": list(itertools.chain(*of_stages.values()))})
 
     def physics(self) -> micro.Physics:
         return micro.Physics.load([self.file("micro"), RESULTS / self.file("micro").name])
@@ -227,7 +236,6 @@ def _measured(task: Task) -> Record:
 def run_tests(place: Place, deadline: float) -> int:
     """The tests marked `gpu`. Their folder is collected alone: what the others import may not be installed."""
     report = place.file("tests").with_suffix(".xml")
-    report.parent.mkdir(parents=True, exist_ok=True)
     left = max(10, deadline - time.monotonic())
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-rN", f"--junitxml={report}"]
     # The session ends with a report after the test in which its time runs out, and that test has a limit too.
@@ -239,8 +247,8 @@ def run_tests(place: Place, deadline: float) -> int:
     tests = list(_outcomes(report)) if report.exists() else []
     report.unlink(missing_ok=True)
     if not tests:
-        tests = [{"name": "pytest", "outcome": "failed", "seconds": 0.0, "said": "it ended without a report"}]
-    save(place.file("tests"), {"tests": tests})
+        tests = [{"name": "tests", "outcome": "failed", "seconds": 0.0, "said": "it ended without a report"}]
+    place.keep_tests("tests", tests)
     return status
 
 
@@ -267,15 +275,14 @@ def run_sanitizer(place: Place, deadline: float) -> int:
     """Memory and races, on small layers; what they say is kept."""
     runs = [sanitizer.run(tool, max(10, (deadline - time.monotonic()) / (2 - k)))
             for k, tool in enumerate(sanitizer.TOOLS)]  # fmt: skip
-    save(place.file("sanitizer"), {"tests": runs})
+    place.keep_tests("sanitizer", runs)
     return 1 if any(run["outcome"] == "failed" for run in runs) else 0
 
 
 def run_soak(place: Place, deadline: float) -> int:
     """Random layers, once for each state of the kernels' sources; what was wrong is kept."""
     name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
-    kept = place.tests("soak") + Place(RESULTS).tests("soak")
-    if any((test["name"], test["outcome"]) == (name, "passed") for test in kept):
+    if any((test["name"], test["outcome"]) == (name, "passed") for test in place.tests("soak")):
         print("all run before")
         return 0
     start, run, faults = time.monotonic(), 0, []
@@ -289,7 +296,7 @@ def run_soak(place: Place, deadline: float) -> int:
     said = "; ".join(faults) or missing or ("" if whole else f"{run} were right in the time there was")
     outcome = "failed" if faults else "passed" if whole else "skipped"
     verdict = {"name": name, "outcome": outcome, "seconds": time.monotonic() - start, "said": said[:1000]}
-    save(place.file("soak"), {"tests": [verdict]})
+    place.keep_tests("soak", [verdict])
     print(f"{run} layers, {len(faults)} wrong")
     return 1 if faults else 0
 
