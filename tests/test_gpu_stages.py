@@ -265,13 +265,17 @@ def test_without_a_gpu_the_command_says_so_and_keeps_nothing(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's tests would run")
-def test_all_stages_in_processes_of_their_own(tmp_path, capfd):
+def test_all_stages_in_processes_of_their_own(tmp_path, capfd, monkeypatch):
     """Without a GPU each fails in its own way; the tables come all the same, and what a stage kept is there."""
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "1")
     place = stages.Place(tmp_path)
-    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 60, 1), place, soon()) == 0
+    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 300, 1), place, soon(300)) == 0
     kept = json.loads(place.file("tests").read_text())
     jsonschema.validate(kept, SCHEMA)
     assert {test["outcome"] for test in kept["tests"]} == {"skipped"}
+    names = [test["name"] for test in kept["tests"]]
+    of_cuda = ["cuda" in name for name in names]
+    assert of_cuda == sorted(of_cuda, reverse=True) and 200 < sum(of_cuda) < len(names) == len(set(names))
     assert gpu._stage(gpu.Share("micro", "the chip", 60, 1), place, soon()) == 1
     gpu.show_tables(place)
     told = capfd.readouterr().out
