@@ -83,9 +83,11 @@ def test_why_the_backend_is_missing_is_asked_of_a_new_process():
     [
         ("exit 0", "passed", ""),
         ("echo 1 error; exit 9", "failed", "1 error"),
+        ("echo ERROR SUMMARY: 3 errors; exit 1", "failed", "ERROR SUMMARY: 3 errors"),
+        ("echo ERROR SUMMARY: 0 errors; exit 1", "skipped", "ERROR SUMMARY: 0 errors"),
         ("echo Device not supported; exit 9", "skipped", "Device not supported"),
         ("echo no GPU >&2; exit 1", "skipped", "no GPU"),
-        ("/bin/sleep 5", "skipped", "it took more than 1 s"),
+        ("echo begun; /bin/sleep 5", "skipped", "it took more than 1 s\nbegun"),
         (None, "skipped", "compute-sanitizer is not on the path"),
     ],
 )
@@ -94,27 +96,55 @@ def test_the_verdict_of_the_sanitizer(script, outcome, said, monkeypatch, a_fold
     if script is not None:
         a_folder_of_tools("compute-sanitizer", script)
     found = sanitizer.run("memcheck", 1)
-    assert (found["name"], found["outcome"], found["said"]) == ("sanitizer: memcheck", outcome, said)
+    assert (found["name"], found["outcome"], found["said"]) == (sanitizer.name_of("memcheck"), outcome, said)
+
+
+def test_the_sanitizer_looks_at_our_kernels_alone(monkeypatch, a_folder_of_tools):
+    monkeypatch.setattr(REGISTRY["cuda"], "unavailable_reason", lambda: None)
+    a_folder_of_tools("compute-sanitizer", 'echo "$@"; echo records $NV_COMPUTE_SANITIZER_MAX_RACECHECK_CLUSTER_RECORDS'
+                                           "; exit 9")  # fmt: skip
+    said = {tool: sanitizer.run(tool, 5)["said"] for tool in sanitizer.TOOLS}
+    for tool in sanitizer.TOOLS:
+        assert said[tool].startswith(f"--tool {tool} ") and said[tool].endswith("records 0")
+        for way in ("forward", "backward"):
+            assert f" --kernel-name kns={way}_kernel " in said[tool]
+            assert f"{way}_kernel(" in (library.KERNELS / f"{way}.cuh").read_text()
+            assert f"{way}_kernel(" in (library.KERNELS / f"cluster_{way}.cuh").read_text()
+    assert "--report-api-errors no" in said["memcheck"] and "--report-api-errors" not in said["racecheck"]
+
+
+def test_of_what_the_sanitizer_says_both_ends_are_kept(monkeypatch, a_folder_of_tools):
+    monkeypatch.setattr(REGISTRY["cuda"], "unavailable_reason", lambda: None)
+    a_folder_of_tools("compute-sanitizer", "echo first; printf '%05000d' 0; echo last; exit 9")
+    said = sanitizer.run("memcheck", 5)["said"]
+    assert said.startswith("first") and said.endswith("last") and len(said) < 2 * sanitizer.SAID + 10
 
 
 def test_without_the_kernels_there_is_nothing_to_check(a_folder_of_tools):
     a_folder_of_tools("compute-sanitizer", "exit 0")
     if reason := REGISTRY["cuda"].unavailable_reason():
-        assert sanitizer.run("racecheck", 1) == {
-            "name": "sanitizer: racecheck",
-            "outcome": "skipped",
-            "seconds": 0.0,
-            "said": reason,
-        }
+        found = sanitizer.run("racecheck", 1)
+        assert (found["outcome"], found["said"]) == ("skipped", reason)
 
 
-def test_the_stage_keeps_the_verdicts_and_fails_with_them(tmp_path, monkeypatch):
-    outcomes = {"memcheck": "passed", "racecheck": "failed"}
-    found = {tool: verdict(f"sanitizer: {tool}", outcome) for tool, outcome in outcomes.items()}
-    monkeypatch.setattr(sanitizer, "run", lambda tool, seconds: found[tool])
+def test_the_stage_keeps_the_verdicts_fails_with_them_and_runs_again_what_has_not_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "RESULTS", tmp_path / "earlier")
+    outcomes, started = {"memcheck": "passed", "racecheck": "failed"}, []
+
+    def run(tool, seconds):
+        started.append(tool)
+        return verdict(sanitizer.name_of(tool), outcomes[tool])
+
+    monkeypatch.setattr(sanitizer, "run", run)
     place = stages.Place(tmp_path)
     assert stages.run_sanitizer(place, soon()) == 1
-    assert kept(place, "sanitizer") == list(found.values())
+    assert [test["outcome"] for test in kept(place, "sanitizer")] == ["passed", "failed"]
+    outcomes["racecheck"] = "passed"
+    assert stages.run_sanitizer(place, soon()) == 0
+    assert started == ["memcheck", "racecheck", "racecheck"]
+    monkeypatch.setattr(library, "sources", lambda: "others")
+    assert stages.run_sanitizer(place, soon()) == 0
+    assert started[3:] == ["memcheck", "racecheck"]
 
 
 def kept(place: stages.Place, stage: str) -> list[dict]:
