@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -175,29 +176,87 @@ def test_verdicts_share_a_file_and_replace_those_of_their_stage_alone(tmp_path, 
     assert [path.name for path in place.folder.iterdir()] == [place.file("tests").name]
 
 
-def test_a_soak_is_run_once_for_each_state_of_the_kernels(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def a_soak(tmp_path, monkeypatch):
+    """Of four layers that are made right or wrong by number: what is said of them, and the numbers that were run."""
     monkeypatch.setattr(REGISTRY["cuda"], "unavailable_reason", lambda: None)
     monkeypatch.setattr(stages, "RESULTS", tmp_path / "earlier")
-    monkeypatch.setattr(soak, "WHOLE", 3)
-    monkeypatch.setattr(
-        soak, "soak", lambda numbers: ((f"layer {k}", "too far" if k == wrong else "") for k in numbers)
-    )
-    place, wrong = stages.Place(tmp_path), 1
-    assert stages.run_soak(place, soon()) == 1
-    [verdict] = kept(place, "soak")
-    assert (verdict["outcome"], verdict["said"]) == ("failed", "layer 1: too far")
-    wrong = None
-    assert stages.run_soak(place, stages.time.monotonic()) == 0
-    [verdict] = kept(place, "soak")
-    assert (verdict["outcome"], verdict["said"]) == ("skipped", "1 were right in the time there was")
+    monkeypatch.setattr(stages.layers, "lost", lambda: False)
+    monkeypatch.setattr(soak, "lost", lambda: False)
+    monkeypatch.setattr(soak, "WHOLE", 4)
+    monkeypatch.setattr(soak, "drawn", lambda number, *_: Made(number))
+    faults, ran = {}, []
+
+    def wrong(layer, device):
+        ran.append(layer.number)
+        if isinstance(said := faults.get(layer.number, ""), BaseException):
+            raise said
+        return said
+
+    monkeypatch.setattr(soak, "wrong", wrong)
+    return faults, ran
+
+
+class Made:
+    def __init__(self, number: int):
+        self.number = number
+
+    def __str__(self):
+        return f"layer {self.number}"
+
+
+def verdict_of_soak(place: stages.Place) -> tuple[str, str, int]:
+    [found] = kept(place, "soak")
+    return found["outcome"], found["said"], found["count"]
+
+
+def test_a_soak_is_run_once_for_each_state_of_the_kernels(tmp_path, monkeypatch, capsys, a_soak):
+    place, (_, ran) = stages.Place(tmp_path), a_soak
     assert stages.run_soak(place, soon()) == 0
-    assert kept(place, "soak")[0]["outcome"] == "passed"
+    assert verdict_of_soak(place) == ("passed", "4 were right", 4) and ran == [0, 1, 2, 3]
     capsys.readouterr()
     assert stages.run_soak(place, soon()) == 0
-    assert capsys.readouterr().out == "all run before\n"
-    monkeypatch.setattr(stages.library, "sources", lambda: "others")
+    assert capsys.readouterr().out == "all run before\n" and len(ran) == 4
+    monkeypatch.setattr(library, "sources", lambda: "others")
     assert stages.run_soak(place, soon()) == 0
-    assert capsys.readouterr().out == "3 layers, 0 wrong\n"
+    assert len(ran) == 8 and not place.under_way("soak").exists()
+
+
+def test_a_soak_goes_on_where_an_earlier_call_stopped(tmp_path, monkeypatch, a_soak):
+    faults, ran = a_soak
+    earlier, place = stages.Place(stages.RESULTS), stages.Place(tmp_path)
+    earlier.folder.mkdir()
+    faults[0], deadline = "too far", soon()
+    with monkeypatch.context() as patched:  # the time is over with the second
+        patched.setattr(stages, "time", SimpleNamespace(monotonic=lambda: deadline if len(ran) == 2 else 0))
+        assert stages.run_soak(earlier, deadline) == 1
+    assert verdict_of_soak(earlier) == ("failed", "layer 0: too far", 2)
+    assert stages.run_soak(place, soon()) == 1
+    assert verdict_of_soak(place) == ("failed", "layer 0: too far", 4) and ran == [0, 1, 2, 3]
+
+
+def test_an_error_costs_its_layer_and_a_trap_the_process(tmp_path, monkeypatch, a_soak):
+    place, (faults, ran) = stages.Place(tmp_path), a_soak
+    faults |= {1: ValueError("no such place\nas that"), 2: RuntimeError("a kernel trapped")}
+    for module in (soak, stages.layers):
+        monkeypatch.setattr(module, "lost", lambda: ran[-1] == 2)
+    assert stages.run_soak(place, soon()) == stages.FATAL
+    said = "layer 1: no such place; layer 2: a kernel trapped"
+    assert verdict_of_soak(place) == ("failed", said, 3) and ran == [0, 1, 2]
+    assert stages.run_soak(place, soon()) == 1
+    assert verdict_of_soak(place) == ("failed", said, 4) and ran == [0, 1, 2, 3]
+
+
+def test_the_layer_over_which_a_soak_ended_is_a_fault(tmp_path, a_soak):
+    place, (faults, ran) = stages.Place(tmp_path), a_soak
+    faults |= {0: "too far", 2: KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_soak(place, soon())
+    stages.bury(place, "soak")
+    said = "layer 0: too far; 2: the process that measured it ended"
+    assert verdict_of_soak(place) == ("failed", said, 3)
+    assert stages.run_soak(place, soon()) == 1
+    assert verdict_of_soak(place) == ("failed", said, 4) and ran == [0, 1, 2, 3]
 
 
 def test_a_soak_without_the_kernels_says_why(tmp_path, monkeypatch):

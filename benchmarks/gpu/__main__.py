@@ -94,7 +94,7 @@ def _stage(share: Share, place: stages.Place, end: float) -> int:
             status = processes.run(command, left + SPARE / 2, cwd=micro.ROOT).returncode
         except subprocess.TimeoutExpired:
             print(f"{share.name}: stopped, it outran its time")
-            place.under_way(share.name).unlink(missing_ok=True)
+            stages.bury(place, share.name)
             return 1
         fell = place.under_way(share.name).exists()
         stages.bury(place, share.name)

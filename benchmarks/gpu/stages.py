@@ -134,11 +134,16 @@ def _median_seconds(run: Callable[[], object], repeats: int, device: str) -> flo
 
 def bury(place: Place, stage: str) -> None:
     """Record as a failure the problem over which the last process of the stage ended."""
-    path = place.under_way(stage)
-    if path.exists():
+    path, reason = place.under_way(stage), "the process that measured it ended"
+    if not path.exists():
+        return
+    if stage == "soak":
+        number = int(path.read_text())
+        place.keep_tests("soak", [_counted(_soaked(place), number, f"{number}: {reason}")])
+    else:
         problem, side = path.read_text().splitlines()
-        Record(failures=[Failure(problem, side, "the process that measured it ended")]).save(place.file(stage))
-        path.unlink()
+        Record(failures=[Failure(problem, side, reason)]).save(place.file(stage))
+    path.unlink()
 
 
 def measure_cudnn(place: Place, deadline: float) -> int:
@@ -287,25 +292,53 @@ def run_sanitizer(place: Place, deadline: float) -> int:
 
 
 def run_soak(place: Place, deadline: float) -> int:
-    """Random layers, once for each state of the kernels' sources; what was wrong is kept."""
-    name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
-    if any((test["name"], test["outcome"]) == (name, "passed") for test in place.tests("soak")):
+    """Random layers, each once for each state of the kernels' sources: on from where an earlier call stopped.
+    What was wrong is kept."""
+    verdict, under_way, said = _soaked(place), place.under_way("soak"), ""
+    if verdict["count"] == soak.WHOLE:
         print("all run before")
+        return int(verdict["outcome"] == "failed")
+    if missing := REGISTRY["cuda"].unavailable_reason():
+        place.keep_tests("soak", [verdict | {"said": verdict["said"] or missing}])
         return 0
-    start, run, faults = time.monotonic(), 0, []
-    missing = REGISTRY["cuda"].unavailable_reason()
-    for layer, said in soak.soak(() if missing else range(soak.WHOLE)):
-        run += 1
-        faults += [f"{layer}: {said}"] if said else []
-        if time.monotonic() > deadline - 1:
-            break
-    whole = run == soak.WHOLE
-    said = "; ".join(faults) or missing or ("" if whole else f"{run} were right in the time there was")
-    outcome = "failed" if faults else "passed" if whole else "skipped"
-    verdict = {"name": name, "outcome": outcome, "seconds": time.monotonic() - start, "said": said[:1000]}
+
+    def numbers() -> Iterator[int]:
+        for number in range(verdict["count"], soak.WHOLE):
+            if time.monotonic() > deadline - 1:
+                return
+            under_way.write_text(str(number))
+            yield number
+
+    before, start = verdict["seconds"], (saved := time.monotonic())
+    for layer, said in soak.soak(numbers()):
+        verdict = _counted(verdict, layer.number, f"{layer}: {said}" if said else "")
+        verdict["seconds"] = before + time.monotonic() - start
+        if said or time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+            place.keep_tests("soak", [verdict])
+            saved = time.monotonic()
     place.keep_tests("soak", [verdict])
-    print(f"{run} layers, {len(faults)} wrong")
-    return 1 if faults else 0
+    under_way.unlink(missing_ok=True)
+    print(f"{verdict['count']} of {soak.WHOLE} layers so far: {verdict['said']}")
+    return FATAL if said and layers.lost() else int(verdict["outcome"] == "failed")
+
+
+def _soaked(place: Place) -> dict:
+    """The verdict on the kernels of these sources so far."""
+    name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
+    none = {"name": name, "outcome": "skipped", "seconds": 0.0, "said": "", "count": 0}
+    return next((test for test in place.tests("soak") if test["name"] == name), none)
+
+
+def _counted(verdict: dict, number: int, fault: str) -> dict:
+    """With the layer of this number, all before it being counted or right."""
+    failed, count = verdict["outcome"] == "failed", number + 1
+    if fault:
+        said = f"{verdict['said']}; {fault}" if failed else fault
+        return verdict | {"count": count, "outcome": "failed", "said": said[:1000]}
+    if failed:
+        return verdict | {"count": count}
+    outcome = "passed" if count == soak.WHOLE else "skipped"
+    return verdict | {"count": count, "outcome": outcome, "said": f"{count} were right"}
 
 
 STAGES = {
