@@ -84,6 +84,14 @@ def test_earlier_results_are_not_measured_again_but_shown(place):
     assert {r.problem for r in place.rows("cudnn").rows} == set(map(str, plan.grid()))
 
 
+def test_torch_is_not_measured_alone_where_it_was_beside_ours(place):
+    beside, alone = plan.grid()
+    Record([row(beside), row(beside, "auto", ratio=2.0)]).save(place.file("fusedrnn"))
+    stages.measure_cudnn(place, soon())
+    assert [r.problem for r in place.rows("cudnn").rows] == [str(alone)]
+    assert [(r.problem, r.side) for r in place.of_torch().rows] == [(str(p), grid.TORCH) for p in (beside, alone)]
+
+
 def test_what_was_lost_is_measured_before_what_was_won(place, monkeypatch):
     won, lost = plan.grid()
     rows = [row(won, "auto", clock="events", ratio=2.0), row(lost, "auto", clock="events", ratio=0.5)]
@@ -171,6 +179,16 @@ def test_a_process_that_dies_over_a_problem_is_replaced(place, monkeypatch):
     assert not place.under_way("cudnn").exists()
 
 
+def test_a_problem_that_never_ends_is_not_begun_again(place, monkeypatch):
+    def hangs(command, seconds, **_):
+        place.under_way("cudnn").write_text(f"{SMALL}\n{grid.TORCH}")
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setattr(gpu.processes, "run", hangs)
+    assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 1), place, soon()) == 1
+    assert place.rows("cudnn").problems == {str(SMALL)} and not place.under_way("cudnn").exists()
+
+
 def test_large_rates_are_named_as_the_floors_want_them():
     found = list(stages.large_rates(edge=64, copied=1 << 16, device="cpu"))
     physics = micro.Physics(found, {})
@@ -233,11 +251,23 @@ def test_a_dry_run_shows_the_plan_and_its_minutes():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for stage in stages.STAGES:
-        assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d  \S", done.stdout, re.MULTILINE)
-    given = [float(line.split()[2]) for line in done.stdout.splitlines()[1:5]]
-    assert sum(given) <= 5
-    assert all(given)
+        assert re.search(rf"^{stage}( +\d+\.\d){{3}}  \S", done.stdout, re.MULTILINE)
+    lines = [line.split() for line in done.stdout.splitlines()[1 : len(stages.STAGES) + 1]]
+    assert [name for name, *_ in lines] == list(stages.STAGES)
+    for column in (2, 3):
+        assert sum(float(line[column]) for line in lines) <= 5
     assert "5 minutes in all" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("compiled", "least"),
+    [(False, {"tests": 90, "soak": 60, "sanitizer": 60, "fusedrnn": 120}), (True, {"library": 300, "tests": 40})],
+    ids=["brought along", "compiled"],
+)
+def test_a_first_run_reaches_the_kernels(compiled, least):
+    given = dict(zip((share.name for share in gpu.shares()), gpu.given(9, compiled), strict=True))
+    assert list(given) == list(stages.STAGES)
+    assert all(given[name] >= seconds for name, seconds in least.items()), given
 
 
 def ended(monkeypatch, *arguments: str) -> int:

@@ -47,6 +47,11 @@ class Place:
         """This run's and the earlier ones'."""
         return Record.load(self.file(stage)).over(Record.load(RESULTS / self.file(stage).name))
 
+    def of_torch(self) -> Record:
+        """torch.nn's rows: those measured alone, and otherwise those beside ours."""
+        beside = [row for row in self.rows("fusedrnn").rows if row.side == grid.TORCH]
+        return self.rows("cudnn").over(Record(beside))
+
     def tests(self, stage: str) -> list[dict]:
         """What a stage of verdicts kept, in this run or else in an earlier one. Their names begin with the stage's."""
         paths = (self.file("tests"), RESULTS / self.file("tests").name)
@@ -148,7 +153,7 @@ def bury(place: Place, stage: str) -> None:
 
 def measure_cudnn(place: Place, deadline: float) -> int:
     """torch.nn alone, on what was not measured before."""
-    done = place.rows("cudnn").problems
+    done = place.of_torch().problems
     queue = [problem for problem in plan.grid() if str(problem) not in done]
     return _measure_layers(place, "cudnn", queue, lambda problem: [grid.TORCH], deadline)
 
@@ -342,14 +347,14 @@ def _counted(verdict: dict, number: int, fault: str) -> dict:
 
 
 STAGES = {
-    "micro": measure_micro,
-    "cudnn": measure_cudnn,
     "library": build_library,
+    "micro": measure_micro,
     "tests": run_tests,
-    "sanitizer": run_sanitizer,
     "soak": run_soak,
-    "steps": measure_steps,
+    "sanitizer": run_sanitizer,
     "fusedrnn": measure_fusedrnn,
+    "steps": measure_steps,
+    "cudnn": measure_cudnn,
 }
 
 
@@ -357,11 +362,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One stage, in this process.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("results", type=Path)
-    parser.add_argument("seconds", type=float)
+    parser.add_argument("deadline", type=float, help="of the monotonic clock, which all processes share")
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
     processes.leave_on_sigterm()
-    return STAGES[given.stage](Place(given.results), time.monotonic() + given.seconds) or 0
+    return STAGES[given.stage](Place(given.results), given.deadline) or 0
 
 
 if __name__ == "__main__":
