@@ -257,7 +257,7 @@ def test_a_gradient_for_each_sample(name):
 
 
 def test_the_layers_for_the_sanitizer():
-    sanitizer.main("cpu")
+    sanitizer.main("cpu", sanitizer.ONE_CTA)
 
 
 def test_a_soak(monkeypatch):

@@ -55,7 +55,7 @@ def test_the_chip_is_measured_once_by_one_program(place, monkeypatch, capsys):
     device = SimpleNamespace(multi_processor_count=made_chip.SMS)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
     monkeypatch.setattr(micro, "architecture", lambda: "90a")
-    monkeypatch.setattr(micro, "build", micro.program_for)
+    monkeypatch.setattr(micro, "build", lambda sm, seconds: micro.program_for(sm))
     monkeypatch.setattr(micro, "groups", lambda program: ["barriers", "loads"])
     monkeypatch.setattr(stages, "large_rates", lambda: [made_chip.value("copy", 1000, "GB/s")])
     runs = []
@@ -82,6 +82,14 @@ def test_earlier_results_are_not_measured_again_but_shown(place):
     stages.measure_cudnn(place, soon())
     assert [r.problem for r in Record.load(place.file("cudnn")).rows] == [str(plan.grid()[1])]
     assert {r.problem for r in place.rows("cudnn").rows} == set(map(str, plan.grid()))
+
+
+def test_torch_is_not_measured_alone_where_it_was_beside_ours(place):
+    beside, alone = plan.grid()
+    Record([row(beside), row(beside, "auto", ratio=2.0)]).save(place.file("fusedrnn"))
+    stages.measure_cudnn(place, soon())
+    assert [r.problem for r in place.rows("cudnn").rows] == [str(alone)]
+    assert [(r.problem, r.side) for r in place.of_torch().rows] == [(str(p), grid.TORCH) for p in (beside, alone)]
 
 
 def test_what_was_lost_is_measured_before_what_was_won(place, monkeypatch):
@@ -155,20 +163,30 @@ def test_a_process_that_dies_over_a_problem_is_replaced(place, monkeypatch):
     first, second = map(str, plan.grid())
     started = []
 
-    def dies_over_the_first(command, **_):
+    def dies_over_the_first(command, *_, **__):
         started.append(command)
         if len(started) == 1:
             place.under_way("cudnn").write_text(f"{first}\n{grid.TORCH}")
             return SimpleNamespace(returncode=-11)
         return SimpleNamespace(returncode=stages.measure_cudnn(place, soon()))
 
-    monkeypatch.setattr(gpu.subprocess, "run", dies_over_the_first)
+    monkeypatch.setattr(gpu.processes, "run", dies_over_the_first)
     assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 1), place, soon()) == 0
     assert len(started) == 2
     kept = place.rows("cudnn")
     assert kept.failures == [Failure(first, grid.TORCH, "the process that measured it ended")]
     assert [r.problem for r in kept.rows] == [second]
     assert not place.under_way("cudnn").exists()
+
+
+def test_a_problem_that_never_ends_is_not_begun_again(place, monkeypatch):
+    def hangs(command, seconds, **_):
+        place.under_way("cudnn").write_text(f"{SMALL}\n{grid.TORCH}")
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setattr(gpu.processes, "run", hangs)
+    assert gpu._stage(gpu.Share("cudnn", "torch.nn", 60, 1), place, soon()) == 1
+    assert place.rows("cudnn").problems == {str(SMALL)} and not place.under_way("cudnn").exists()
 
 
 def test_large_rates_are_named_as_the_floors_want_them():
@@ -233,11 +251,23 @@ def test_a_dry_run_shows_the_plan_and_its_minutes():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for stage in stages.STAGES:
-        assert re.search(rf"^{stage} +\d+\.\d +\d+\.\d  \S", done.stdout, re.MULTILINE)
-    given = [float(line.split()[2]) for line in done.stdout.splitlines()[1:5]]
-    assert sum(given) <= 5
-    assert all(given)
+        assert re.search(rf"^{stage}( +\d+\.\d){{3}}  \S", done.stdout, re.MULTILINE)
+    lines = [line.split() for line in done.stdout.splitlines()[1 : len(stages.STAGES) + 1]]
+    assert [name for name, *_ in lines] == list(stages.STAGES)
+    for column in (2, 3):
+        assert sum(float(line[column]) for line in lines) <= 5
     assert "5 minutes in all" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("compiled", "least"),
+    [(False, {"tests": 90, "soak": 60, "sanitizer": 60, "fusedrnn": 120}), (True, {"library": 300, "tests": 40})],
+    ids=["brought along", "compiled"],
+)
+def test_a_first_run_reaches_the_kernels(compiled, least):
+    given = dict(zip((share.name for share in gpu.shares()), gpu.given(9, compiled), strict=True))
+    assert list(given) == list(stages.STAGES)
+    assert all(given[name] >= seconds for name, seconds in least.items()), given
 
 
 def ended(monkeypatch, *arguments: str) -> int:
@@ -265,13 +295,17 @@ def test_without_a_gpu_the_command_says_so_and_keeps_nothing(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's tests would run")
-def test_all_stages_in_processes_of_their_own(tmp_path, capfd):
+def test_all_stages_in_processes_of_their_own(tmp_path, capfd, monkeypatch):
     """Without a GPU each fails in its own way; the tables come all the same, and what a stage kept is there."""
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "1")
     place = stages.Place(tmp_path)
-    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 60, 1), place, soon()) == 0
+    assert gpu._stage(gpu.Share("tests", "the tests marked gpu", 300, 1), place, soon(300)) == 0
     kept = json.loads(place.file("tests").read_text())
     jsonschema.validate(kept, SCHEMA)
     assert {test["outcome"] for test in kept["tests"]} == {"skipped"}
+    names = [test["name"] for test in kept["tests"]]
+    of_cuda = ["cuda" in name for name in names]
+    assert of_cuda == sorted(of_cuda, reverse=True) and 200 < sum(of_cuda) < len(names) == len(set(names))
     assert gpu._stage(gpu.Share("micro", "the chip", 60, 1), place, soon()) == 1
     gpu.show_tables(place)
     told = capfd.readouterr().out

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import micro, plan, soak, stages, steps, table
+from benchmarks.gpu import micro, plan, processes, soak, stages, steps, table
 from benchmarks.record import RESULTS
 from fusedrnn.lm.files import write_atomically
 
 SPARE = 15  # seconds of the whole for starting, and for the tables
+LIBRARY = "library"
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,19 @@ def shares() -> list[Share]:
     one = sum(map(plan.seconds, problems))
     whole = steps.problems()
     return [
-        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 1),
-        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 0.25),
-        Share("library", "the CUDA kernels compiled, unless a library that runs here was brought along", 200, 0.5),
-        Share("tests", "the tests marked gpu", 90, 0.4),
-        Share("sanitizer", "the CUDA kernels under compute-sanitizer", 60, 0.2),
-        Share("soak", f"{soak.WHOLE} random layers on the CUDA kernels, unless they were run before", 200, 0.3),
+        Share(LIBRARY, "the CUDA kernels compiled, unless a library that runs here was brought along", 300, 0.6),
+        Share("micro", "the chip: barriers, exchanges, matrix instructions, functions", 110, 0.25),
+        Share("tests", "the tests marked gpu, those of the CUDA kernels first", 160, 0.3),
+        Share("soak", f"{soak.WHOLE} random layers on the CUDA kernels, less those run before", 200, 0.25),
+        Share("sanitizer", "the CUDA kernels under compute-sanitizer, unless they passed before", 90, 0.3),
+        Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 0.85),
         Share(
             "steps",
             f"{len(whole)} rows of whole training steps, launched one by one and as one graph",
             len(whole) * steps.SECONDS,
-            0.3,
+            0.8,
         ),
-        Share("fusedrnn", f"fusedrnn beside torch.nn on {len(problems)} problems", 2 * one, 1),
+        Share("cudnn", f"torch.nn on {len(problems)} problems, less those measured before", one, 1),
     ]
 
 
@@ -60,14 +61,21 @@ def allotted(share: Share, left: float) -> float:
     return min(share.guess, share.most * max(0.0, left))
 
 
+def given(minutes: float, compiled: bool) -> list[float]:
+    """Seconds of each stage that takes all it may; whether the library is compiled, or was brought along."""
+    left, found = 60 * minutes - SPARE, []
+    for share in shares():
+        found.append(allotted(share, left) if compiled or share.name != LIBRARY else 0.0)
+        left -= found[-1]
+    return found
+
+
 def show_plan(minutes: float) -> None:
     """What would run here, or where there is a GPU."""
-    left = 60 * minutes - SPARE
-    print(f"{'stage':10}{'guessed min':>12}{'given min':>11}  what")
-    for share in shares():
-        given = allotted(share, left)
-        print(f"{share.name:10}{share.guess / 60:12.1f}{given / 60:11.1f}  {share.what}")
-        left -= given
+    print(f"{'stage':10}{'guessed min':>12}{'given min':>11}{'or, compiled':>14}  what")
+    for share, *seconds in zip(shares(), given(minutes, False), given(minutes, True), strict=True):
+        brought, compiled = (s / 60 for s in seconds)
+        print(f"{share.name:10}{share.guess / 60:12.1f}{brought:11.1f}{compiled:14.1f}  {share.what}")
     print(f"{minutes:g} minutes in all; what does not fit is left to the next run. The first problems:")
     for problem in plan.grid()[:6]:
         print(f"  {problem}: {plan.seconds(problem):.2f} s")
@@ -89,12 +97,12 @@ def _stage(share: Share, place: stages.Place, end: float) -> int:
     deadline = time.monotonic() + allotted(share, end - time.monotonic())
     while (left := deadline - time.monotonic()) > 5:
         print(f"{share.name}: {share.what}; at most {left:.0f} s", flush=True)
-        command = [sys.executable, "-m", "benchmarks.gpu.stages", share.name, str(place.folder), f"{left:.0f}"]
+        command = [sys.executable, "-m", "benchmarks.gpu.stages", share.name, str(place.folder), f"{deadline:.1f}"]
         try:
-            status = subprocess.run(command, cwd=micro.ROOT, timeout=left + SPARE / 2).returncode
+            status = processes.run(command, left + SPARE / 2, cwd=micro.ROOT).returncode
         except subprocess.TimeoutExpired:
             print(f"{share.name}: stopped, it outran its time")
-            place.under_way(share.name).unlink(missing_ok=True)
+            stages.bury(place, share.name)
             return 1
         fell = place.under_way(share.name).exists()
         stages.bury(place, share.name)
@@ -104,7 +112,7 @@ def _stage(share: Share, place: stages.Place, end: float) -> int:
 
 
 def show_tables(place: stages.Place) -> None:
-    physics, cudnn, fusedrnn = place.physics(), place.rows("cudnn"), place.rows("fusedrnn")
+    physics, cudnn, fusedrnn = place.physics(), place.of_torch(), place.rows("fusedrnn")
     path = place.file("table").with_suffix(".md")
     place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, table.full(physics, cudnn, fusedrnn).encode())
@@ -121,18 +129,19 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for what is measured")
     parser.add_argument("--minutes", type=float, default=9, help="for everything (default 9)")
     parser.add_argument("--dry", action="store_true", help="show the plan and measure nothing")
-    given = parser.parse_args()
-    if not given.minutes > 0:
-        parser.error(f"--minutes: expected more than 0, got {given.minutes:g}")
-    if given.results.exists() and not given.results.is_dir():
-        parser.error(f"--results: expected a folder, {given.results} is none")
-    if given.dry:
-        show_plan(given.minutes)
+    options = parser.parse_args()
+    if not options.minutes > 0:
+        parser.error(f"--minutes: expected more than 0, got {options.minutes:g}")
+    if options.results.exists() and not options.results.is_dir():
+        parser.error(f"--results: expected a folder, {options.results} is none")
+    if options.dry:
+        show_plan(options.minutes)
         return 0
     if not torch.cuda.is_available():
         print("make gpu: torch sees no CUDA GPU here; make gpu DRY=1 shows the plan", file=sys.stderr)
         return 2
-    return run(stages.Place(given.results.resolve()), given.minutes)
+    processes.leave_on_sigterm()
+    return run(stages.Place(options.results.resolve()), options.minutes)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,15 @@ LAST_ERRORS = (
 )
 
 
+def lost() -> bool:
+    """Whether this process can use no GPU, as after a kernel that trapped."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
 def failure(problem: object, side: str, reason: Exception) -> Failure:
     """For the record. DeviceLost where there is nothing to go on with."""
     said = first_line(reason)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from benchmarks.gpu import micro
+from benchmarks.gpu import micro, processes
 from fusedrnn import _cuda_library
 
 KERNELS = micro.ROOT / "csrc/cuda"
@@ -41,7 +41,7 @@ def build(seconds: float) -> str:
         str(part),
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = processes.captured(command, seconds)
     except subprocess.TimeoutExpired:
         return f"nvcc took more than {seconds:.0f} s"
     if done.returncode:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu import processes
+
 ROOT = Path(__file__).parent.parent.parent
 SOURCES, INSTRUCTIONS = Path(__file__).with_name("micro"), ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "gpu"
-SECONDS_A_GROUP = 40
+SECONDS_A_GROUP, SECONDS_TO_BUILD = 40, 300
 
 
 class MicroError(RuntimeError):
@@ -36,7 +38,7 @@ def program_for(sm: str) -> Path:
     return BUILD / f"micro-sm_{sm}-{digest.hexdigest()[:12]}"
 
 
-def build(sm: str) -> Path:
+def build(sm: str, seconds: float = SECONDS_TO_BUILD) -> Path:
     """The program, built unless it was brought along and runs here."""
     program = program_for(sm)
     if program.exists() and _groups_or_none(program):
@@ -47,7 +49,10 @@ def build(sm: str) -> Path:
     part = program.with_suffix(".part")
     command = ["nvcc", "-O3", "-std=c++20", f"-I{INSTRUCTIONS}", f"-DFUSEDRNN_SM={sm.rstrip('a')}"]
     command += ["-gencode", f"arch=compute_{sm},code=sm_{sm}", str(SOURCES / "main.cu"), "-o", str(part)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = processes.captured(command, seconds)
+    except subprocess.TimeoutExpired:
+        raise MicroError(f"nvcc took more than {seconds:.0f} s") from None
     if done.returncode:
         raise MicroError(f"nvcc failed: {done.stderr.strip()[-2000:]}")
     return part.rename(program)
@@ -63,7 +68,7 @@ def groups(program: Path) -> list[str]:
 
 def _groups_or_none(program: Path) -> list[str]:
     try:
-        done = subprocess.run([program, "--list"], capture_output=True, text=True, timeout=20)
+        done = processes.captured([program, "--list"], 20)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.split() if done.returncode == 0 else []
@@ -72,10 +77,10 @@ def _groups_or_none(program: Path) -> list[str]:
 def measure(program: Path, group: str, seconds: float = SECONDS_A_GROUP) -> list[dict]:
     """The group's measurements; if the program fails or takes too long, those it had made and what went wrong."""
     try:
-        done = subprocess.run([program, group], capture_output=True, text=True, timeout=seconds)
+        done = processes.captured([program, group], seconds)
         text, wrong = done.stdout, done.stderr.strip() if done.returncode else ""
     except subprocess.TimeoutExpired as stopped:
-        text, wrong = (stopped.stdout or b"").decode(), f"stopped after {seconds:.0f} s"
+        text, wrong = stopped.stdout, f"stopped after {seconds:.0f} s"
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
     return [*found, *([{"measure": group, "at": {}, "error": wrong}] if wrong else [])]
 

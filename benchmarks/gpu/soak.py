@@ -22,9 +22,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fusedrnn
+from benchmarks.gpu.layers import lost
 from fusedrnn.backends import cuda
 from fusedrnn.backends.base import Problem
 from fusedrnn.bench import grid
+from fusedrnn.bench.measure import first_line
 from fusedrnn.bench.precision import norm
 from fusedrnn.dispatch import REGISTRY
 
@@ -172,13 +174,15 @@ def _run(module: torch.nn.RNNBase, given: dict[str, Any], training: bool) -> dic
 
 
 def soak(numbers: Iterable[int], device: str = "cuda", largest: int = LARGEST) -> Iterator[tuple[Layer, str]]:
-    """Each layer of these numbers, and what is wrong with it; no more after one that ended in an error."""
+    """Each layer of these numbers, and what is wrong with it; no more after one that cost the process its GPU."""
     for number in numbers:
         layer = drawn(number, device, largest)
         try:
-            yield layer, wrong(layer, device)
-        except RuntimeError as error:  # a GPU on which a kernel ended that way runs no others
-            yield layer, str(error)
+            said = wrong(layer, device)
+        except Exception as error:
+            said = first_line(error)
+        yield layer, said
+        if said and device == "cuda" and lost():
             return
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
+import itertools
 import json
+import os
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import layers, library, micro, plan, sanitizer, soak, steps
+from benchmarks.gpu import layers, library, micro, outcomes, plan, processes, sanitizer, soak, steps
 from benchmarks.record import RESULTS, Failure, Record, file_name, save
 from fusedrnn.bench import grid
 from fusedrnn.bench.pairs import Spread, seconds
@@ -23,6 +25,7 @@ from fusedrnn.dispatch import REGISTRY
 
 FATAL = 3  # the exit status after which a new process may go on where this one stopped
 SECONDS_BETWEEN_SAVES = 10
+VERDICTS = ("tests", "soak", "sanitizer")  # the stages that keep verdicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +47,22 @@ class Place:
         """This run's and the earlier ones'."""
         return Record.load(self.file(stage)).over(Record.load(RESULTS / self.file(stage).name))
 
+    def of_torch(self) -> Record:
+        """torch.nn's rows: those measured alone, and otherwise those beside ours."""
+        beside = [row for row in self.rows("fusedrnn").rows if row.side == grid.TORCH]
+        return self.rows("cudnn").over(Record(beside))
+
     def tests(self, stage: str) -> list[dict]:
-        """What a stage of tests kept here, or nothing."""
-        path = self.file(stage)
-        return json.loads(path.read_text())["tests"] if path.exists() else []
+        """What a stage of verdicts kept, in this run or else in an earlier one. Their names begin with the stage's."""
+        paths = (self.file("tests"), RESULTS / self.file("tests").name)
+        kept = [json.loads(path.read_text())["tests"] if path.exists() else [] for path in paths]
+        found = ([test for test in tests if test["name"].startswith(stage)] for tests in kept)
+        return next(filter(None, found), [])
+
+    def keep_tests(self, stage: str, tests: list[dict]) -> None:
+        """All such stages have one file: what a run leaves should be few."""
+        of_stages = {name: self.tests(name) for name in VERDICTS} | {stage: tests}
+        save(self.file("tests"), {"tests": list(itertools.chain(*of_stages.values()))})
 
     def physics(self) -> micro.Physics:
         return micro.Physics.load([self.file("micro"), RESULTS / self.file("micro").name])
@@ -77,7 +92,7 @@ def measure_micro(place: Place, deadline: float) -> None:
     except RuntimeError as error:
         keep([{"measure": "matrix product", "at": {}, "error": str(error).splitlines()[0]}])
     try:
-        program = micro.build(micro.architecture())
+        program = micro.build(micro.architecture(), deadline - time.monotonic())
         for group in micro.groups(program):
             left = min(micro.SECONDS_A_GROUP, deadline - time.monotonic())
             if left < 1:
@@ -124,16 +139,21 @@ def _median_seconds(run: Callable[[], object], repeats: int, device: str) -> flo
 
 def bury(place: Place, stage: str) -> None:
     """Record as a failure the problem over which the last process of the stage ended."""
-    path = place.under_way(stage)
-    if path.exists():
+    path, reason = place.under_way(stage), "the process that measured it ended"
+    if not path.exists():
+        return
+    if stage == "soak":
+        number = int(path.read_text())
+        place.keep_tests("soak", [_counted(_soaked(place), number, f"{number}: {reason}")])
+    else:
         problem, side = path.read_text().splitlines()
-        Record(failures=[Failure(problem, side, "the process that measured it ended")]).save(place.file(stage))
-        path.unlink()
+        Record(failures=[Failure(problem, side, reason)]).save(place.file(stage))
+    path.unlink()
 
 
 def measure_cudnn(place: Place, deadline: float) -> int:
     """torch.nn alone, on what was not measured before."""
-    done = place.rows("cudnn").problems
+    done = place.of_torch().problems
     queue = [problem for problem in plan.grid() if str(problem) not in done]
     return _measure_layers(place, "cudnn", queue, lambda problem: [grid.TORCH], deadline)
 
@@ -225,32 +245,35 @@ def _measured(task: Task) -> Record:
 
 
 def run_tests(place: Place, deadline: float) -> int:
-    """The tests marked `gpu`. Their folder is collected alone: what the others import may not be installed."""
-    report = place.file("tests").with_suffix(".xml")
-    report.parent.mkdir(parents=True, exist_ok=True)
-    left = max(10, deadline - time.monotonic())
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-rN", f"--junitxml={report}"]
-    # The session ends with a report after the test in which its time runs out, and that test has a limit too.
-    command += [f"--session-timeout={0.7 * left:.0f}", f"--timeout={0.2 * left:.0f}"]
+    """The tests marked `gpu`: those of the CUDA kernels, then the others, most of which compile for long."""
+    worst, tests = 0, []
+    for chosen, part in (("cuda", 0.6), ("not cuda", 1)):
+        status, found = _pytest(place, chosen, max(10, part * (deadline - time.monotonic())))
+        worst, tests = max(worst, status), [*tests, *found]
+        place.keep_tests("tests", tests)
+    return worst
+
+
+def _pytest(place: Place, chosen: str, seconds: float) -> tuple[int, list[dict]]:
+    """Whether anything was wrong, and the outcomes. Their folder is collected alone: what the others import may not be
+    installed."""
+    lines = place.file("tests").with_suffix(".lines")
+    lines.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-k", chosen, "-q", "-rN"]
+    command += ["-p", "benchmarks.gpu.outcomes", f"--outcomes={lines}", f"--timeout={0.3 * seconds:.0f}"]
+    if importlib.util.find_spec("xdist"):  # a timeout by a signal waits for the GPU, one by a thread ends the worker
+        command += ["-n", "auto", "--timeout-method=thread"]
     try:
-        status = subprocess.run(command, cwd=micro.ROOT, timeout=left).returncode
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # there is a worker for each core
+        status = processes.run(command, seconds, cwd=micro.ROOT, env=alone).returncode
+        ended = [] if status in (0, 1) else [("failed", f"pytest ended with status {status}")]
     except subprocess.TimeoutExpired:
-        status = 1
-    tests = list(_outcomes(report)) if report.exists() else []
-    report.unlink(missing_ok=True)
-    if not tests:
-        tests = [{"name": "pytest", "outcome": "failed", "seconds": 0.0, "said": "it ended without a report"}]
-    save(place.file("tests"), {"tests": tests})
-    return status
-
-
-def _outcomes(report: Path) -> Iterator[dict]:
-    for case in ElementTree.parse(report).iter("testcase"):
-        outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-        kind = {"failure": "failed", "error": "failed", "skipped": "skipped"}.get(getattr(outcome, "tag", ""), "passed")
-        said = "" if outcome is None else (outcome.get("message") or "")[:500]
-        yield {"name": f"{case.get('classname')}.{case.get('name')}", "outcome": kind,
-               "seconds": float(case.get("time") or 0), "said": said}  # fmt: skip
+        status, ended = 1, [("skipped", f"cut off after {seconds:.0f} s")]
+    tests = outcomes.read(lines)
+    lines.unlink(missing_ok=True)
+    tests += [{"name": f"tests: {chosen}", "outcome": outcome, "seconds": seconds, "said": said}
+              for outcome, said in ended]  # fmt: skip
+    return int(status != 0), tests
 
 
 # The CUDA kernels.
@@ -264,45 +287,74 @@ def build_library(place: Place, deadline: float) -> int:
 
 
 def run_sanitizer(place: Place, deadline: float) -> int:
-    """Memory and races, on small layers; what they say is kept."""
-    runs = [sanitizer.run(tool, max(10, (deadline - time.monotonic()) / (2 - k)))
+    """Memory and races, on small layers, until they passed for this state of the kernels' sources; what is said is
+    kept."""
+    passed = {test["name"]: test for test in place.tests("sanitizer") if test["outcome"] == "passed"}
+    runs = [passed.get(sanitizer.name_of(tool)) or sanitizer.run(tool, max(10, (deadline - time.monotonic()) / (2 - k)))
             for k, tool in enumerate(sanitizer.TOOLS)]  # fmt: skip
-    save(place.file("sanitizer"), {"tests": runs})
+    place.keep_tests("sanitizer", runs)
     return 1 if any(run["outcome"] == "failed" for run in runs) else 0
 
 
 def run_soak(place: Place, deadline: float) -> int:
-    """Random layers, once for each state of the kernels' sources; what was wrong is kept."""
-    name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
-    kept = place.tests("soak") + Place(RESULTS).tests("soak")
-    if any((test["name"], test["outcome"]) == (name, "passed") for test in kept):
+    """Random layers, each once for each state of the kernels' sources: on from where an earlier call stopped.
+    What was wrong is kept."""
+    verdict, under_way, said = _soaked(place), place.under_way("soak"), ""
+    if verdict["count"] == soak.WHOLE:
         print("all run before")
+        return int(verdict["outcome"] == "failed")
+    if missing := REGISTRY["cuda"].unavailable_reason():
+        place.keep_tests("soak", [verdict | {"said": verdict["said"] or missing}])
         return 0
-    start, run, faults = time.monotonic(), 0, []
-    missing = REGISTRY["cuda"].unavailable_reason()
-    for layer, said in soak.soak(() if missing else range(soak.WHOLE)):
-        run += 1
-        faults += [f"{layer}: {said}"] if said else []
-        if time.monotonic() > deadline - 1:
-            break
-    whole = run == soak.WHOLE
-    said = "; ".join(faults) or missing or ("" if whole else f"{run} were right in the time there was")
-    outcome = "failed" if faults else "passed" if whole else "skipped"
-    verdict = {"name": name, "outcome": outcome, "seconds": time.monotonic() - start, "said": said[:1000]}
-    save(place.file("soak"), {"tests": [verdict]})
-    print(f"{run} layers, {len(faults)} wrong")
-    return 1 if faults else 0
+
+    def numbers() -> Iterator[int]:
+        for number in range(verdict["count"], soak.WHOLE):
+            if time.monotonic() > deadline - 1:
+                return
+            under_way.write_text(str(number))
+            yield number
+
+    before, start = verdict["seconds"], (saved := time.monotonic())
+    for layer, said in soak.soak(numbers()):
+        verdict = _counted(verdict, layer.number, f"{layer}: {said}" if said else "")
+        verdict["seconds"] = before + time.monotonic() - start
+        if said or time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+            place.keep_tests("soak", [verdict])
+            saved = time.monotonic()
+    place.keep_tests("soak", [verdict])
+    under_way.unlink(missing_ok=True)
+    print(f"{verdict['count']} of {soak.WHOLE} layers so far: {verdict['said']}")
+    return FATAL if said and layers.lost() else int(verdict["outcome"] == "failed")
+
+
+def _soaked(place: Place) -> dict:
+    """The verdict on the kernels of these sources so far."""
+    name = f"soak of {soak.WHOLE} layers, kernels {library.sources()[:12]}"
+    none = {"name": name, "outcome": "skipped", "seconds": 0.0, "said": "", "count": 0}
+    return next((test for test in place.tests("soak") if test["name"] == name), none)
+
+
+def _counted(verdict: dict, number: int, fault: str) -> dict:
+    """With the layer of this number, all before it being counted or right."""
+    failed, count = verdict["outcome"] == "failed", number + 1
+    if fault:
+        said = f"{verdict['said']}; {fault}" if failed else fault
+        return verdict | {"count": count, "outcome": "failed", "said": said[:1000]}
+    if failed:
+        return verdict | {"count": count}
+    outcome = "passed" if count == soak.WHOLE else "skipped"
+    return verdict | {"count": count, "outcome": outcome, "said": f"{count} were right"}
 
 
 STAGES = {
-    "micro": measure_micro,
-    "cudnn": measure_cudnn,
     "library": build_library,
+    "micro": measure_micro,
     "tests": run_tests,
-    "sanitizer": run_sanitizer,
     "soak": run_soak,
-    "steps": measure_steps,
+    "sanitizer": run_sanitizer,
     "fusedrnn": measure_fusedrnn,
+    "steps": measure_steps,
+    "cudnn": measure_cudnn,
 }
 
 
@@ -310,10 +362,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One stage, in this process.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("results", type=Path)
-    parser.add_argument("seconds", type=float)
+    parser.add_argument("deadline", type=float, help="of the monotonic clock, which all processes share")
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
-    return STAGES[given.stage](Place(given.results), time.monotonic() + given.seconds) or 0
+    processes.leave_on_sigterm()
+    return STAGES[given.stage](Place(given.results), given.deadline) or 0
 
 
 if __name__ == "__main__":

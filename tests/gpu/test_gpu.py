@@ -115,7 +115,7 @@ def test_cuda_in_a_graph_of_the_users_own(cell, hidden):
 
 @pytest.mark.skipif(bool(REGISTRY["cuda"].unavailable_reason()), reason=REGISTRY["cuda"].unavailable_reason() or "")
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
-def test_the_input_made_beside_the_loop(cell, monkeypatch):
+def test_cuda_with_the_input_made_beside_the_loop(cell, monkeypatch):
     layer = getattr(fusedrnn, cell)(
         24, 264, bidirectional=True, backend="cuda", device="cuda", dtype=torch.bfloat16
     ).requires_grad_(False)
