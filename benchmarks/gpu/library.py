@@ -24,7 +24,7 @@ print(said or "")
 
 
 def build(seconds: float) -> str:
-    """Beside the package, unless one of these sources that runs here is there already. Returns what went wrong, or nothing."""
+    """Beside the package, unless one of these sources is there and runs. Returns what went wrong, or nothing."""
     if not missing():
         return ""
     if not shutil.which("nvcc"):
@@ -32,14 +32,8 @@ def build(seconds: float) -> str:
     sm = micro.architecture()
     part = _cuda_library.path().with_suffix(".part")
     command = [*NVCC, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
-    command += [
-        f'-DFUSEDRNN_SOURCES="{sources()}"',
-        "-gencode",
-        f"arch=compute_{sm},code=sm_{sm}",
-        *map(str, sorted(KERNELS.glob("*.cu"))),
-        "-o",
-        str(part),
-    ]
+    command += [f'-DFUSEDRNN_SOURCES="{sources()}"', "-gencode", f"arch=compute_{sm},code=sm_{sm}"]
+    command += [*map(str, sorted(KERNELS.glob("*.cu"))), "-o", str(part)]
     try:
         done = processes.captured(command, seconds)
     except subprocess.TimeoutExpired:

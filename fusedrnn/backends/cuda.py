@@ -185,7 +185,7 @@ def _parts(call: Call) -> int:
 
 
 def _of_tiles(what: str, of: Call | Problem, tile: int) -> int:
-    """Multiprocessors that a loop of such tiles takes at once, or would if there were as many; or the turns it takes."""
+    """The multiprocessors that a loop of such tiles takes, or would if there were as many; or its turns."""
     tiles, cell = -(-of.B // tile) * of.D, CELLS.index(of.cell)
     found = _cuda_library.function(f"forward_{what}")
     return found(NUMBERS.index(_numbers(of)), tile, cell, 0, of.H, tiles, *_limits())
