@@ -177,15 +177,22 @@ class CpuFunction(torch.autograd.Function):
             None, None, None,
             cell, direction, concat, batch_first, save,
         )  # fmt: skip
+        op = options[0]
+        if y is not None:
+            after = y
+        elif op == "rnn":
+            after = h_n
+        else:  # of the shape alone: who is given the state may write to it
+            after = saved[0, :, 0] if h0 is None else h0
         ctx.save_for_backward(
             x, h0, c0,
             w_ih, w_hh, b_ih, b_hh,
             w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse,
-            h_n if y is None else y, saved, cells,
+            after, saved, cells,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.how, ctx.options = how, options
-        return y, h_n, c_n if options[0] == "lstm" else None
+        return y, h_n, c_n if op == "lstm" else None
 
     @staticmethod
     def backward(ctx, dy, dh_n, dc_n):
