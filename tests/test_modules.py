@@ -197,6 +197,20 @@ def test_y_of_a_batch_first_layer_is_contiguous(kind):
     assert net(torch.randn(3, 6, 4))[0].is_contiguous()
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "auto") for name in LAYERS), ("GRU", "reference"), ("LSTM", "torch")]
+)
+def test_y_can_be_written_to(name, backend, batch_first):
+    """It is no view that a Function returned. Backward reads it, and says so, where torch.nn's does not."""
+    net = getattr(fusedrnn, name)(4, 5, batch_first=batch_first, backend=backend)
+    for y in (net(torch.randn(3, 6, 4))[0], net(torch.randn(6, 4))[0]):
+        y[:, 1:] = 0
+        assert y.grad_fn is not None and not y[:, 1:].any()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
 @pytest.mark.parametrize("kind", KINDS[:1] + KINDS[4:5] + KINDS[8:9] + CELL_KINDS[::2], ids=names)
 def test_autocast_casts_what_torch_casts(kind):
     theirs, ours = pair(kind, torch.float32)
