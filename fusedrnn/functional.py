@@ -237,7 +237,7 @@ def run(
 def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """row_offsets [T] and lengths [B] of a packed sequence."""
     row_offsets = batch_sizes.cumsum(0) - batch_sizes
-    sequence = torch.arange(int(batch_sizes[0]))
+    sequence = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)
     lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequence, right=True)
     return row_offsets.to(device), lengths.to(device)
 

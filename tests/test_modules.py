@@ -128,6 +128,15 @@ def test_packed_sequences(kind, with_state):
     assert torch.equal(out.sorted_indices, packed.sorted_indices)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_default_device_is_not_asked(name):
+    theirs, ours = pair((name, {}))
+    packed = pack_sequence([torch.randn(T, 4, dtype=torch.float64) for T in (5, 2)])
+    with torch.device("meta"):
+        got = ours(packed)
+    assert_same(tensors(got), tensors(theirs(packed)))
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
