@@ -306,7 +306,10 @@ def _layer(
         save,
         precision,
     )
-    name = dispatch.select(Problem(*facts), backend) if compiling else _select(dispatch.requested(backend), *facts)
+    if compiling or torch.SymInt in map(type, facts):  # symbols have no hash
+        name = dispatch.select(Problem(*facts), backend)
+    else:
+        name = _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
     if differentiate:
         return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]
