@@ -19,8 +19,11 @@ Only dh_{t-1} = dgates_t W_hh is sequential. The rest are sums over all rows:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusedrnn import batching, ops, reference
 from fusedrnn.cells import SAVE
@@ -74,6 +77,11 @@ class RecurrentFunction(torch.autograd.Function):
 def _gradients(cotangents, tensors, options, needed) -> list[Tensor | None]:
     """Of one layer. tensors: those of the op, y, saved, cells; options: the op, and its options."""
     op, *of_op = options
+    if forward_ad._current_level >= 0:
+        asked = needed[: len(ops.DIFFERENTIABLE)]
+        wanted = [k for k, need in enumerate(asked) if need]
+        found = iter(_reference_gradients(cotangents, tensors[: len(ops.TENSORS)], options, wanted))
+        return [next(found) if need else None for need in asked]
     if torch.is_grad_enabled():
         grads = RecurrentBackward.apply(*cotangents, *tensors, op, *of_op, _wanted(needed))
     else:
@@ -138,8 +146,9 @@ def _is_value(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.is_floating_point() and tensor.shape != (0,)
 
 
-def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], options, wanted: list[int]):
-    """The wanted gradients as a differentiable function of cotangents and inputs, under any transform of torch.func."""
+def _reference_gradients(cotangents: Sequence, tensors: Sequence, options, wanted: list[int]) -> tuple[Tensor, ...]:
+    """The wanted gradients as a differentiable function of cotangents and inputs, in forward mode and under any
+    transform of torch.func too."""
     _, cell, direction, batch_first, schedule, _, precision, _ = options
 
     def layer(*values):

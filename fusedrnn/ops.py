@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
-from torch.autograd import _profiler_enabled
+from torch.autograd import _profiler_enabled, forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from fusedrnn.call import Call, Weights
@@ -206,10 +206,12 @@ def is_observed(arguments) -> bool:
 
 
 def anything_listens() -> bool:
-    """Whether a compiler, a transform, a tracer, a profiler or a dispatch mode is to see the op."""
+    """Whether a compiler, a transform, forward-mode differentiation, a tracer, a profiler or a dispatch mode is to see
+    the op."""
     return (
         is_dynamo_compiling()
         or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack() > 0
         or _get_tracing_state() is not None
         or _profiler_enabled()

@@ -8,6 +8,7 @@ from problems import Sample, cases, forward, inputs_of
 from problems import backward as raw_backward
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -289,6 +290,23 @@ def test_forward_mode_by_every_argument(name):
     grads = tensors([g.values() if isinstance(g, dict) else g for g in grad(loss_of(theirs), (0, 1))(*point)])
     directions = [*tangent[0].values(), tangent[1]]
     agree((value, slope), (loss_of(theirs)(*point), sum((g * v).sum() for g, v in zip(grads, directions, strict=True))))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
+def test_forward_mode_through_a_backward(name, create_graph):
+    """What it gives is linear in the cotangent: along another it changes by what that one would give."""
+    ours, theirs = pair(name)
+    x = input_of(name).requires_grad_()
+    y, want = (tensors(module(x))[0] for module in (ours, theirs))
+    dy, along = normal(*y.shape), normal(*y.shape).flip(0)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(dy, along)
+        slopes = torch.autograd.grad(y, (x, *ours.parameters()), dual, create_graph=create_graph)
+        tangents = [forward_ad.unpack_dual(slope).tangent for slope in slopes]
+    agree(tangents, list(torch.autograd.grad(want, (x, *theirs.parameters()), along)))
+    _, pull = torch.func.vjp(lambda x: tensors(ours(x))[0], x.detach())
+    agree(jvp(lambda dy: pull(dy)[0], (dy,), (along,))[1], tangents[0])
 
 
 # plain autograd
