@@ -149,9 +149,7 @@ class _Direction:
         call = self.call
         x = self.rows.grid(call.x)
         if not call.tokens:
-            x = x.to(self.dtype)
-            if self.rows.active is not None:
-                x = torch.where(self.rows.active[..., None], x, torch.zeros_like(x))
+            x = self.rows.where_active(x).to(self.dtype)
         reset_h = self.reset_h.flatten(0, 1) if call.cell == "gru_reset_before" else None
         x, gx, gh, h_prev = (t.flatten(0, 1) for t in (x, dgates_x, dgates_h, self.h_prev))
         grads = (*gradients.of_weights(call, x, gx, gradients.recurrent(call, gh, h_prev, reset_h)), dw_hr)
