@@ -1,5 +1,6 @@
 """torch.func, vmap of the raw ops, double backward, checkpointing, autocast, fake tensors: the transforms of torch."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -343,6 +344,20 @@ def test_checkpointing_changes_no_gradient(name, reentrant):
     x = input_of(name)
     got = gradients_of_checkpoint(ours, x, reentrant)
     assert all(map(torch.equal, got, gradients(ours, lambda net, x: scalar(net(x)), x)))
+
+
+@pytest.mark.parametrize("profiled", ["forward", "backward"])
+@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
+def test_checkpointing_with_a_profiler_around_one_half(name, profiled):
+    ours, _ = pair(name)
+    x = input_of(name)
+    halves = {half: contextlib.nullcontext() for half in ("forward", "backward")}
+    halves[profiled] = torch.profiler.profile()
+    with halves["forward"]:
+        outputs = checkpoint(lambda x: tuple(tensors(ours(x))), x, use_reentrant=False)
+    with halves["backward"]:
+        got = torch.autograd.grad(scalar(outputs), list(ours.parameters()))
+    assert all(map(torch.equal, got, gradients(ours, lambda net, x: scalar(net(x)), x)[1:]))
 
 
 def gradients_of_checkpoint(module: nn.Module, x: torch.Tensor, reentrant: bool) -> list[torch.Tensor]:
