@@ -3,7 +3,7 @@ r"""autograd Functions over the raw ops, and the backward pass derived once.
 Write a_t for the pre-activations of step t, dh_t and dc_t for the loss's derivative by h_t and c_t through everything
 after step t, and dy_t for the cotangent of output t. Each step receives dh = dy_t + dh_t and gives back dgates_t:
 
-    RNN   da = dh * act'(a)                      tanh' = 1 - y^2, relu' = [y > 0]
+    RNN   da = dh * act'(a)                      tanh' = 1 - y^2, relu' = [not y <= 0], as torch's: 1 at nan
     GRU   dn = dh (1 - z) (1 - n^2)              da_z = dh (h_{t-1} - n) z (1 - z)
           da_r = dn hn r (1 - r)                 hn = W_hn h_{t-1} + b_hn
           W_ih sees (da_r, da_z, dn), W_hh sees (da_r, da_z, dn r); dh_{t-1} also receives dh z

@@ -137,6 +137,16 @@ def test_the_default_device_is_not_asked(name):
     assert_same(tensors(got), tensors(theirs(packed)))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ["RNN", "RNNCell"])
+def test_relu_passes_the_gradient_of_nan(name, backend):
+    theirs, ours = pair((name, {"nonlinearity": "relu"}))
+    ours.backend = backend
+    x = torch.tensor([[1.0, torch.nan, 1, 1], [1, 2, 3, 4]], dtype=torch.float64)
+    for one, other in zip(outcome(ours, x), outcome(theirs, x), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight

@@ -114,7 +114,7 @@ class _Direction:
         w_hh, H, cell = self.weights.w_hh, self.call.H, self.call.cell
         if cell in ("rnn_tanh", "rnn_relu"):
             y = self.y[t]
-            da = dh * (1 - y * y) if cell == "rnn_tanh" else dh * (y > 0)
+            da = dh * (1 - y * y) if cell == "rnn_tanh" else dh.masked_fill(y <= 0, 0)
             return da, da, da @ w_hh, None
         if cell == "gru":
             n, r, z, hn = self.saved[t].unbind(-2)
