@@ -186,8 +186,19 @@ Tensor dense_rows(const Tensor& t) {
 }
 Optional dense_rows(const Optional& t) { return t ? Optional(dense_rows(*t)) : t; }
 
-// Of these sizes, or all but `without`. torch's own new_empty goes through its dispatcher, which takes longer than the
-// allocation.
+// torch's own new_empty goes through its dispatcher, which takes longer than the allocation.
+Tensor new_strided(const Tensor& like, int64_t dims, const int64_t* sizes, const int64_t* strides,
+                   std::optional<int32_t> of_type = {}) {
+  int32_t dtype;
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  if (of_type) dtype = *of_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+// Of these sizes, or all but `without`.
 Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, int64_t without = -1,
                   std::optional<int32_t> of_type = {}) {
   int64_t kept[4], strides[4], dims = 0, count = 1;
@@ -198,13 +209,7 @@ Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, int6
     strides[k] = count;
     count *= std::max<int64_t>(1, kept[k]);
   }
-  int32_t dtype;
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  if (of_type) dtype = *of_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, kept, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
+  return new_strided(like, dims, kept, strides, of_type);
 }
 
 // As new_tensor, of the type that states are kept in between steps.
@@ -213,11 +218,13 @@ Tensor new_cells(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return new_tensor(like, sizes, -1, wider ? std::optional(aoti_torch_dtype_float32()) : std::nullopt);
 }
 
-// [T, B, width], batch-major in memory where asked for, or packed [R, width].
+// [T, B, width], batch-major in memory where asked for, or packed [R, width]. No view: autograd lets nobody write to one
+// that a Function returned.
 Tensor new_rows(const Tensor& like, const Shape& s, int64_t R, int64_t width, bool batch_first) {
   if (s.row_offsets) return new_tensor(like, {R, width});
   if (!batch_first) return new_tensor(like, {s.T, s.B, width});
-  return torch::stable::transpose(new_tensor(like, {s.B, s.T, width}), 0, 1);
+  const int64_t sizes[] = {s.T, s.B, width}, strides[] = {width, s.T * width, 1};
+  return new_strided(like, 3, sizes, strides);
 }
 
 // A state [D, B, H] of zeros where none was given.

@@ -3,7 +3,7 @@ r"""autograd Functions over the raw ops, and the backward pass derived once.
 Write a_t for the pre-activations of step t, dh_t and dc_t for the loss's derivative by h_t and c_t through everything
 after step t, and dy_t for the cotangent of output t. Each step receives dh = dy_t + dh_t and gives back dgates_t:
 
-    RNN   da = dh * act'(a)                      tanh' = 1 - y^2, relu' = [y > 0]
+    RNN   da = dh * act'(a)                      tanh' = 1 - y^2, relu' = [not y <= 0], as torch's: 1 at nan
     GRU   dn = dh (1 - z) (1 - n^2)              da_z = dh (h_{t-1} - n) z (1 - z)
           da_r = dn hn r (1 - r)                 hn = W_hn h_{t-1} + b_hn
           W_ih sees (da_r, da_z, dn), W_hh sees (da_r, da_z, dn r); dh_{t-1} also receives dh z
@@ -19,8 +19,11 @@ Only dh_{t-1} = dgates_t W_hh is sequential. The rest are sums over all rows:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusedrnn import batching, ops, reference
 from fusedrnn.cells import SAVE
@@ -74,6 +77,11 @@ class RecurrentFunction(torch.autograd.Function):
 def _gradients(cotangents, tensors, options, needed) -> list[Tensor | None]:
     """Of one layer. tensors: those of the op, y, saved, cells; options: the op, and its options."""
     op, *of_op = options
+    if forward_ad._current_level >= 0:
+        asked = needed[: len(ops.DIFFERENTIABLE)]
+        wanted = [k for k, need in enumerate(asked) if need]
+        found = iter(_reference_gradients(cotangents, tensors[: len(ops.TENSORS)], options, wanted))
+        return [next(found) if need else None for need in asked]
     if torch.is_grad_enabled():
         grads = RecurrentBackward.apply(*cotangents, *tensors, op, *of_op, _wanted(needed))
     else:
@@ -138,8 +146,9 @@ def _is_value(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.is_floating_point() and tensor.shape != (0,)
 
 
-def _reference_gradients(cotangents: list[Tensor], tensors: list[Tensor], options, wanted: list[int]):
-    """The wanted gradients as a differentiable function of cotangents and inputs, under any transform of torch.func."""
+def _reference_gradients(cotangents: Sequence, tensors: Sequence, options, wanted: list[int]) -> tuple[Tensor, ...]:
+    """The wanted gradients as a differentiable function of cotangents and inputs, in forward mode and under any
+    transform of torch.func too."""
     _, cell, direction, batch_first, schedule, _, precision, _ = options
 
     def layer(*values):
@@ -177,15 +186,22 @@ class CpuFunction(torch.autograd.Function):
             None, None, None,
             cell, direction, concat, batch_first, save,
         )  # fmt: skip
+        op = options[0]
+        if y is not None:
+            after = y
+        elif op == "rnn":
+            after = h_n
+        else:  # of the shape alone: who is given the state may write to it
+            after = saved[0, :, 0] if h0 is None else h0
         ctx.save_for_backward(
             x, h0, c0,
             w_ih, w_hh, b_ih, b_hh,
             w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse,
-            h_n if y is None else y, saved, cells,
+            after, saved, cells,
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.how, ctx.options = how, options
-        return y, h_n, c_n if options[0] == "lstm" else None
+        return y, h_n, c_n if op == "lstm" else None
 
     @staticmethod
     def backward(ctx, dy, dh_n, dc_n):

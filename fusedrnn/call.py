@@ -97,9 +97,12 @@ class Call(NamedTuple):
         return (*self.x.shape[: 1 if self.row_offsets is not None else 2], self.D * self.P)
 
     def new_rows(self, width: int) -> Tensor:
-        """An uninitialised [T, B, width] (packed: [R, width]) in the memory order asked for."""
+        """An uninitialised [T, B, width] (packed: [R, width]) in the memory order asked for.
+
+        No view: autograd lets nobody write to one that a Function returned.
+        """
         shape = (*self.y_shape[:-1], width)
         like = self.weights[0].w_ih
         if self.batch_first and self.row_offsets is None:
-            return like.new_empty(shape[1], shape[0], width).transpose(0, 1)
+            return like.new_empty_strided(shape, (width, shape[0] * width, 1))
         return like.new_empty(shape)

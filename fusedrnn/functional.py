@@ -237,7 +237,7 @@ def run(
 def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """row_offsets [T] and lengths [B] of a packed sequence."""
     row_offsets = batch_sizes.cumsum(0) - batch_sizes
-    sequence = torch.arange(int(batch_sizes[0]))
+    sequence = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)
     lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequence, right=True)
     return row_offsets.to(device), lengths.to(device)
 
@@ -306,7 +306,10 @@ def _layer(
         save,
         precision,
     )
-    name = dispatch.select(Problem(*facts), backend) if compiling else _select(dispatch.requested(backend), *facts)
+    if compiling or torch.SymInt in map(type, facts):  # symbols have no hash
+        name = dispatch.select(Problem(*facts), backend)
+    else:
+        name = _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
     if differentiate:
         return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]

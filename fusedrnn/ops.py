@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
-from torch.autograd import _profiler_enabled
+from torch.autograd import _profiler_enabled, forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from fusedrnn.call import Call, Weights
@@ -204,18 +204,21 @@ def backward(op: str, *arguments) -> tuple[Tensor | None, ...]:
 
 
 def is_observed(arguments) -> bool:
-    """Whether anything listens, or a tensor's class is to see the op."""
-    return anything_listens() or not _PLAIN.issuperset(map(type, arguments))
+    """Whether anything listens, a profiler too, or a tensor's class is to see the op."""
+    return anything_listens() or _profiler_enabled() or not _PLAIN.issuperset(map(type, arguments))
 
 
 def anything_listens() -> bool:
-    """Whether a compiler, a transform, a tracer, a profiler or a dispatch mode is to see the op."""
+    """Whether a compiler, a transform, forward-mode differentiation, a tracer or a dispatch mode is to see the op.
+
+    A profiler changes nothing of what is saved for backward: it may be there in one half of a checkpoint alone.
+    """
     return (
         is_dynamo_compiling()
         or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack() > 0
         or _get_tracing_state() is not None
-        or _profiler_enabled()
     )
 
 

@@ -62,6 +62,10 @@ class Rows:
         """Packed [R, ...] -> [T, B, ...] (inactive rows hold arbitrary values); dense input is returned as it is."""
         return rows if self._at is None else rows[self._at]
 
+    def where_active(self, grid: Tensor) -> Tensor:
+        """Zeros in the other rows, which may hold anything, even nan: a gradient of zero times that would be nan."""
+        return grid if self.active is None else torch.where(self.active[..., None], grid, 0)
+
     def rows(self, grid: Tensor) -> Tensor:
         """[T, B, ...] -> packed [R, ...]; dense input is returned as it is."""
         return grid if self._flat is None else grid.flatten(0, 1)[self._flat]
@@ -81,7 +85,7 @@ def input_gates(call: Call, direction: int, rows: Rows, dtype: torch.dtype) -> T
     w_ih, b_ih = call.weights[direction].w_ih.to(dtype), call.weights[direction].b_ih
     b_ih = None if b_ih is None else b_ih.to(dtype)
     if not call.tokens:
-        return F.linear(rows.grid(call.x).to(dtype), w_ih, b_ih)
+        return F.linear(rows.where_active(rows.grid(call.x)).to(dtype), w_ih, b_ih)
     gathered = F.embedding(rows.grid(call.x), w_ih.t())
     return gathered if b_ih is None else gathered + b_ih
 

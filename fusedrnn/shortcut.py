@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _is_any_autocast_enabled
-from torch.autograd import forward_ad
 
 from fusedrnn import autograd, dispatch
 from fusedrnn.backends import cpu
@@ -69,7 +68,7 @@ class KeptHows(dict):
 
 def run(module: Any, x: Any, state: Any) -> Any:
     """What `module.forward` returns, where nobody wants a cast, or to see the op; None: the long way."""
-    if anything_listens() or _is_any_autocast_enabled() or forward_ad._current_level >= 0:
+    if anything_listens() or _is_any_autocast_enabled():
         return None
     held = module._parameters
     parameters, _, op, operands, lstm, step, hows, with_gradients = module._kept

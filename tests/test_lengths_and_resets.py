@@ -51,6 +51,21 @@ def test_lengths_equal_packing_and_padding_again(name, options, batch_first):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives_where_padding_is_nan(name):
+    _, ours = pair(name, bidirectional=True)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    padding = torch.arange(T)[:, None] >= LENGTHS
+
+    def second(x):
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(ours(x, lengths=LENGTHS)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), [x, *ours.parameters()])
+
+    for one, other in zip(second(x.masked_fill(padding[..., None], torch.nan)), second(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_reset_begins_a_new_sequence_from_zero(name, batch_first):

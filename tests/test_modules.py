@@ -128,6 +128,25 @@ def test_packed_sequences(kind, with_state):
     assert torch.equal(out.sorted_indices, packed.sorted_indices)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_default_device_is_not_asked(name):
+    theirs, ours = pair((name, {}))
+    packed = pack_sequence([torch.randn(T, 4, dtype=torch.float64) for T in (5, 2)])
+    with torch.device("meta"):
+        got = ours(packed)
+    assert_same(tensors(got), tensors(theirs(packed)))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ["RNN", "RNNCell"])
+def test_relu_passes_the_gradient_of_nan(name, backend):
+    theirs, ours = pair((name, {"nonlinearity": "relu"}))
+    ours.backend = backend
+    x = torch.tensor([[1.0, torch.nan, 1, 1], [1, 2, 3, 4]], dtype=torch.float64)
+    for one, other in zip(outcome(ours, x), outcome(theirs, x), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
@@ -195,6 +214,20 @@ def test_dropout_draws_the_masks_of_torch():
 def test_y_of_a_batch_first_layer_is_contiguous(kind):
     net = getattr(fusedrnn, kind[0])(4, 5, batch_first=True)
     assert net(torch.randn(3, 6, 4))[0].is_contiguous()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "auto") for name in LAYERS), ("GRU", "reference"), ("LSTM", "torch")]
+)
+def test_y_can_be_written_to(name, backend, batch_first):
+    """It is no view that a Function returned. Backward reads it, and says so, where torch.nn's does not."""
+    net = getattr(fusedrnn, name)(4, 5, batch_first=batch_first, backend=backend)
+    for y in (net(torch.randn(3, 6, 4))[0], net(torch.randn(6, 4))[0]):
+        y[:, 1:] = 0
+        assert y.grad_fn is not None and not y[:, 1:].any()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
 
 
 @pytest.mark.parametrize("kind", KINDS[:1] + KINDS[4:5] + KINDS[8:9] + CELL_KINDS[::2], ids=names)

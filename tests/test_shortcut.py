@@ -1,5 +1,7 @@
 """The short way from a module to the kernels: the same bits, taken only where it may."""
 
+import contextlib
+
 import pytest
 import torch
 from shortcuts import CELLS, LAYERS, OPTIONS, flat, layer_and_input, long_way
@@ -218,13 +220,21 @@ def test_not_where_there_is_more_to_do(name, taken):
         if name != "LSTMCell":  # which torch's autocast on the CPU leaves alone
             with torch.autocast("cpu"):
                 module(*given)
-        with torch.profiler.profile() as profile:
-            module(*given)
         torch.func.vmap(lambda x: module(x, given[1]))(torch.stack((given[0], given[0])))
         with pytest.raises((RuntimeError, ValueError)):
             module(given[0][..., :3], given[1])
     assert not taken
-    assert any(event.key.startswith("fusedrnn::") for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_a_profiler_sees_an_op_either_way(name, grad, taken):
+    module, given = layer_and_input(name)
+    for way, ops in ((contextlib.nullcontext, "fusedrnn_cpu::"), (long_way, "fusedrnn::")):
+        with torch.set_grad_enabled(grad), way(), torch.profiler.profile() as profile:
+            module(*given)
+        assert any(event.key.startswith(ops) for event in profile.key_averages())
+    assert len(taken) == (not grad)
 
 
 @pytest.mark.parametrize("name", ["GRU", "GRUCell"])

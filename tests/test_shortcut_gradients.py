@@ -186,10 +186,25 @@ def test_steps_one_after_another(name, taken):
     assert len(taken) == 5
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("name", CELLS)
-def test_a_state_can_be_written_to(name, taken):
-    """What a step returns is no view: torch refuses to write to views that a Function made."""
-    module, (x, states) = layer_and_input(name)
-    h = flat(module(x, states))[0]
-    h.mul_(2)
-    assert h.grad_fn is not None and len(taken) == 1
+def test_states_can_be_written_to_between_steps(name, create_graph, taken):
+    """As torch.nn's: where a sequence ends, the next begins at zero. The RNN's backward reads what it returned."""
+    module, (x, _) = layer_and_input(name, torch.float64)
+
+    def through(cell):
+        last = None
+        for _ in range(3):
+            last = cell(x, last)
+            for state in flat(last):
+                state[1] = 0
+        return torch.autograd.grad(flat(last)[0].square().sum(), list(cell.parameters()), create_graph=create_graph)
+
+    if name == "RNNCell":
+        for cell in (module, module.to_torch()):
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                through(cell)
+    else:
+        for one, other in zip(through(module), through(module.to_torch()), strict=True):
+            torch.testing.assert_close(one, other)
+    assert len(taken) == 3

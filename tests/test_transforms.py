@@ -1,5 +1,6 @@
 """torch.func, vmap of the raw ops, double backward, checkpointing, autocast, fake tensors: the transforms of torch."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ from problems import Sample, cases, forward, inputs_of
 from problems import backward as raw_backward
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -291,6 +293,23 @@ def test_forward_mode_by_every_argument(name):
     agree((value, slope), (loss_of(theirs)(*point), sum((g * v).sum() for g, v in zip(grads, directions, strict=True))))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
+def test_forward_mode_through_a_backward(name, create_graph):
+    """What it gives is linear in the cotangent: along another it changes by what that one would give."""
+    ours, theirs = pair(name)
+    x = input_of(name).requires_grad_()
+    y, want = (tensors(module(x))[0] for module in (ours, theirs))
+    dy, along = normal(*y.shape), normal(*y.shape).flip(0)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(dy, along)
+        slopes = torch.autograd.grad(y, (x, *ours.parameters()), dual, create_graph=create_graph)
+        tangents = [forward_ad.unpack_dual(slope).tangent for slope in slopes]
+    agree(tangents, list(torch.autograd.grad(want, (x, *theirs.parameters()), along)))
+    _, pull = torch.func.vjp(lambda x: tensors(ours(x))[0], x.detach())
+    agree(jvp(lambda dy: pull(dy)[0], (dy,), (along,))[1], tangents[0])
+
+
 # plain autograd
 
 
@@ -325,6 +344,20 @@ def test_checkpointing_changes_no_gradient(name, reentrant):
     x = input_of(name)
     got = gradients_of_checkpoint(ours, x, reentrant)
     assert all(map(torch.equal, got, gradients(ours, lambda net, x: scalar(net(x)), x)))
+
+
+@pytest.mark.parametrize("profiled", ["forward", "backward"])
+@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
+def test_checkpointing_with_a_profiler_around_one_half(name, profiled):
+    ours, _ = pair(name)
+    x = input_of(name)
+    halves = {half: contextlib.nullcontext() for half in ("forward", "backward")}
+    halves[profiled] = torch.profiler.profile()
+    with halves["forward"]:
+        outputs = checkpoint(lambda x: tuple(tensors(ours(x))), x, use_reentrant=False)
+    with halves["backward"]:
+        got = torch.autograd.grad(scalar(outputs), list(ours.parameters()))
+    assert all(map(torch.equal, got, gradients(ours, lambda net, x: scalar(net(x)), x)[1:]))
 
 
 def gradients_of_checkpoint(module: nn.Module, x: torch.Tensor, reentrant: bool) -> list[torch.Tensor]:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from test_transforms import LAYERS, SINGLE, H, I, agree, gradients, input_of, normal, pair, scalar, tensors
 from torch._dynamo.testing import AotEagerAndRecordGraphs
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fusedrnn
 
@@ -52,6 +55,22 @@ def test_training_steps_of_every_size_are_one_graph_with_one_node_a_layer(name, 
     assert len(recorded.fw_graphs) == len(recorded.bw_graphs) == 1
     assert our_nodes(recorded.fw_graphs) == [f"fusedrnn.{op}_forward.default"] * 2
     assert our_nodes(recorded.bw_graphs) == [f"fusedrnn.{op}_backward.default"] * 2
+
+
+@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
+def test_what_make_fx_traced_runs_at_other_sizes(name):
+    net, theirs = pair(name)
+    parameters, x = dict(net.named_parameters()), input_of(name)
+
+    def slopes(parameters, x):
+        outputs = torch.func.functional_call(net, parameters, (x,))
+        return torch.autograd.grad(scalar(outputs), list(parameters.values()))
+
+    traced = make_fx(slopes, tracing_mode="symbolic")(parameters, x)
+    other = torch.cat((x, x), -2)
+    agree(traced(parameters, other), torch.autograd.grad(loss(theirs, other), list(theirs.parameters())))
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True) as mode:
+        assert [tuple(t.shape) for t in tensors(net(mode.from_tensor(x)))] == [t.shape for t in tensors(net(x))]
 
 
 def test_the_graph_of_many_steps_is_as_large_as_that_of_few():

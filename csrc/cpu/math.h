@@ -101,7 +101,7 @@ FUSEDRNN_INLINE Vector<Real> relu_of(Vector<Real> x) {
 
 template <class Real>
 FUSEDRNN_INLINE Vector<Real> positive_of(Vector<Real> x) {
-  return x > 0 ? broadcast(Real(1)) : Vector<Real>{};
+  return x <= 0 ? Vector<Real>{} : broadcast(Real(1));
 }
 
 FUSEDRNN_INLINE VectorF sigmoid(VectorF x) { return sigmoid_of<float>(x); }

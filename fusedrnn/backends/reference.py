@@ -25,7 +25,10 @@ class ReferenceBackend(Backend):
         return "hoisted"
 
     def forward(self, call: Call) -> Outputs:
-        return self.new_outputs(call) if call.x.is_meta else reference.forward(call)
+        if call.x.is_meta:
+            return self.new_outputs(call)
+        y, h_n, c_n, saved, cells = reference.forward(call._replace(batch_first=False))
+        return call.new_rows(y.shape[-1]).copy_(y) if call.batch_first else y, h_n, c_n, saved, cells
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
         if call.save == "lean":
@@ -111,7 +114,7 @@ class _Direction:
         w_hh, H, cell = self.weights.w_hh, self.call.H, self.call.cell
         if cell in ("rnn_tanh", "rnn_relu"):
             y = self.y[t]
-            da = dh * (1 - y * y) if cell == "rnn_tanh" else dh * (y > 0)
+            da = dh * (1 - y * y) if cell == "rnn_tanh" else dh.masked_fill(y <= 0, 0)
             return da, da, da @ w_hh, None
         if cell == "gru":
             n, r, z, hn = self.saved[t].unbind(-2)
@@ -146,9 +149,7 @@ class _Direction:
         call = self.call
         x = self.rows.grid(call.x)
         if not call.tokens:
-            x = x.to(self.dtype)
-            if self.rows.active is not None:
-                x = torch.where(self.rows.active[..., None], x, torch.zeros_like(x))
+            x = self.rows.where_active(x).to(self.dtype)
         reset_h = self.reset_h.flatten(0, 1) if call.cell == "gru_reset_before" else None
         x, gx, gh, h_prev = (t.flatten(0, 1) for t in (x, dgates_x, dgates_h, self.h_prev))
         grads = (*gradients.of_weights(call, x, gx, gradients.recurrent(call, gh, h_prev, reset_h)), dw_hr)

@@ -80,8 +80,7 @@ def _zeros_like(call: Call) -> Call:
 
 def _like_rows(call: Call, rows: Tensor) -> Tensor:
     """`rows` in the memory order that the call asks for."""
-    wants_batch_major = call.batch_first and call.row_offsets is None
-    return rows.transpose(0, 1).contiguous().transpose(0, 1) if wants_batch_major else rows
+    return call.new_rows(rows.shape[-1]).copy_(rows) if call.batch_first else rows
 
 
 # oneDNN: LSTM in float32, dense. One call runs one direction.

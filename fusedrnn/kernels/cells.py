@@ -36,9 +36,9 @@ def rnn(a, RELU: tl.constexpr):
 
 @triton.jit
 def rnn_gradient(h, dh, RELU: tl.constexpr):
-    """da."""
+    """da; it passes where h is NaN."""
     if RELU:
-        return tl.where(h > 0, dh, 0.0)
+        return tl.where(h <= 0, 0.0, dh)
     return dh * (1 - h * h)
 
 
