@@ -1,5 +1,5 @@
 // The gate formulas and their derivatives, one copy for every compiled backend. V is a scalar or a SIMD vector for which
-// sigmoid(V), tanh(V), relu(V) and positive(V) (1 where > 0, else 0) are found by argument-dependent lookup or declared
+// sigmoid(V), tanh(V), relu(V) and positive(V) (0 where <= 0, else 1) are found by argument-dependent lookup or declared
 // before this header. Gate order and the place of b_hn are torch.nn's; the derivation is in fusedrnn/autograd.py.
 #pragma once
 

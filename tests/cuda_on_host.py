@@ -94,6 +94,15 @@ SMALL = (*(SIZES[k] for k in (1, 5, 6, 7, 9, 10)), dict(T=3, B=9, I=32, H=128))
 CONCAT = [Sample(cell, **size, schedule="concat") for cell in LARGEST for size in SMALL]
 
 
+def test_relu_passes_the_gradient_of_nan():
+    layer, x = fusedrnn.RNN(4, 8, nonlinearity="relu", backend="cuda", dtype=torch.bfloat16), torch.ones(1, 1, 4)
+    like, x = layer.to_torch(), x.bfloat16()
+    x[0, 0, 1] = torch.nan
+    for module in (layer, like):
+        module(x)[0].sum().backward()
+    assert torch.equal(layer.bias_hh_l0.grad, like.bias_hh_l0.grad) and bool(like.bias_hh_l0.grad.all())
+
+
 @pytest.mark.parametrize("sample", CONCAT, ids=str)
 def test_x_and_h_in_one_step(sample):
     assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=2)

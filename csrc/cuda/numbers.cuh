@@ -41,7 +41,7 @@ struct Number {
   friend FUSEDRNN_DEVICE Number sigmoid(Number a) { return Math::sigmoid(a.v); }
   friend FUSEDRNN_DEVICE Number tanh(Number a) { return Math::tanh(a.v); }
   friend FUSEDRNN_DEVICE Number relu(Number a) { return a.v < 0 ? 0 : a.v; }
-  friend FUSEDRNN_DEVICE Number positive(Number a) { return a.v > 0 ? 1 : 0; }
+  friend FUSEDRNN_DEVICE Number positive(Number a) { return a.v <= 0 ? 0 : 1; }
 };
 
 // Kinds of numbers in products, where their elements are floats: rounded to TF32; or as they are, `columns` rows of the
