@@ -1,8 +1,8 @@
 """Whether what a user passed fits: every message names the argument, what was expected and what came.
 
-Each function returns such a message, empty where all fits. `functional` raises it as a ValueError, `modules`, where
-torch.nn has no message of its own, as the RuntimeError that torch.nn raises. What only the data can tell (tokens
-inside the vocabulary) is checked in `ops`.
+Each function returns such a message, empty where all fits. `functional`, and a backend whose library checks nothing,
+raise it as a ValueError, `modules`, where torch.nn has no message of its own, as the RuntimeError that torch.nn raises.
+What only the data can tell (tokens inside the vocabulary) is checked in `ops`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusedrnn.call import Weights
-from fusedrnn.cells import CELLS, SCHEDULES
+from fusedrnn.call import Call, Weights
+from fusedrnn.cells import CELLS, SCHEDULES, cells_shape, saved_shape, state_dtype
 from fusedrnn.states import State
 
 
@@ -95,6 +95,40 @@ def packed(batch_sizes: Tensor, rows: int) -> str:
     if int(batch_sizes.sum()) != rows:
         return f"batch_sizes: expected a sum of {rows}, the rows of x, got {int(batch_sizes.sum())}"
     return ""
+
+
+def operands(call: Call, of_backward: Sequence[Tensor | None] = ()) -> str:
+    """All tensors of a raw op's call but what forward keeps; of_backward: dy, dh_n, dc_n and y."""
+    if found := weights(call.cell, call.weights, call.D):
+        return found
+    T, B, D, P, dtype, device = call.T, call.B, call.D, call.P, call.dtype, call.x.device
+    leading = (call.R,) if call.row_offsets is not None else (T, B)
+    state, cell_state, rows = (D, B, P), (D, B, call.H), (*leading, D * P)
+    expected: list[tuple] = [
+        ("w_ih", call.weights[0].w_ih, (len(call.spec.gates) * call.H, call.I), dtype),
+        ("x", call.x, leading if call.tokens else (*leading, call.I), torch.int64 if call.tokens else dtype),
+        ("h0", call.h0, state, dtype),
+        ("c0", call.c0, cell_state, dtype),
+        ("row_offsets", call.row_offsets, (T,), torch.int64),
+        ("lengths", call.lengths, (B,), torch.int64),
+        ("resets", call.resets, (T, B), torch.bool),
+    ]
+    if (call.c0 is None) != (call.spec.states == 1):
+        return "c0: expected one of an lstm alone"
+    if call.row_offsets is not None and call.lengths is None:
+        return "lengths: expected those of the packed rows"
+    names, like = ("dy", "dh_n", "dc_n", "y"), (rows, state, cell_state, rows)
+    expected += zip(names, of_backward, like, (dtype,) * len(names), strict=False)
+    misfits = (tensor(name, t, shape, of, device) for name, t, shape, of in expected if t is not None)
+    return next(filter(None, misfits), "")
+
+
+def kept(call: Call, saved: Tensor, cells: Tensor) -> str:
+    """What forward keeps with save="full", as all backends of shared_layout lay it out."""
+    D, R, H, device = call.D, call.R, call.H, call.x.device
+    of_cells = cells_shape(call.spec, "full", D, call.T, R, call.B, H)
+    misfit = tensor("saved", saved, saved_shape(call.spec, "full", D, R, H), call.dtype, device)
+    return misfit or tensor("cells", cells, of_cells, state_dtype(call.dtype), device)
 
 
 def tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device) -> str:

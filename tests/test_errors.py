@@ -113,6 +113,15 @@ def test_parameters_replaced_by_misfits(name, parameter):
     assert raised(lambda: ours(X)) == raised(lambda: theirs(X))
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+def test_data_replaced_by_a_misfit_after_a_call(backend):
+    net = fusedrnn.LSTM(4, 3, backend=backend)
+    net(X)
+    net.weight_hh_l0.data = torch.zeros(2, 2)
+    with pytest.raises((RuntimeError, ValueError)):
+        net(X)
+
+
 PROJECTION_CALLS = {
     "h0": lambda net: net(X, (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))),
     "c0": lambda net: net(X, (torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))),
