@@ -272,7 +272,10 @@ def _layer_apart(cell, x, h0, c0, weights, places, batch_first, schedule, memory
 def _layer(
     cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend, reverse=False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
+    """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op.
+
+    torch.export keeps no Function: in what it leaves, the derivative is the op's own.
+    """
     spec, w = CELLS[cell], weights[0]
     row_offsets, lengths, resets = places
     given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
@@ -308,7 +311,7 @@ def _layer(
     )
     name = dispatch.select(Problem(*facts), backend) if compiling else _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
-    if differentiate:
+    if differentiate and not (compiling and torch.compiler.is_exporting()):
         return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]
     y, h_n, c_n, *_ = ops.forward(spec.op, *given, *options)
     return y, h_n, c_n
