@@ -147,6 +147,46 @@ def test_what_would_lose_its_code_is_kept_with_the_reason():
     assert type(model["noisy"]) is Noisy
 
 
+def test_a_layer_that_was_compiled_is_kept_with_the_reason():
+    model = nn.Sequential(nn.GRU(4, 3), torch.compile(nn.GRU(4, 3), backend="eager"))
+    model[0].compile(backend="eager")
+    found = convert(model)
+    assert not found.converted
+    assert found.kept == {
+        "0": "its call was compiled, which holds the old module: convert it before that",
+        "1._orig_mod": "it is what torch.compile was given, which holds it: convert it before that",
+    }
+
+
+def test_layers_of_a_model_that_was_compiled_are_converted():
+    model = torch.compile(nn.Sequential(nn.GRU(4, 3)), backend="eager")
+    x = torch.randn(5, 2, 4)
+    want, _ = model(x)
+    assert convert(model).converted == {"_orig_mod.0": "GRU"}
+    model._orig_mod[0].backend = "torch"  # which has no GRU on the CPU
+    with pytest.raises(fusedrnn.BackendError):
+        model(x)
+    model._orig_mod[0].backend = "auto"
+    torch.testing.assert_close(model(x)[0], want)
+
+
+def test_hooks_of_load_state_dict_see_the_module_in_place():
+    seen, model = [], nn.Sequential(nn.GRU(4, 3))
+    handle = model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    for to in ("fusedrnn", "torch", "fusedrnn"):
+        convert(model, to=to)
+        copies = copy.deepcopy(model)
+        for one in (model, copies):
+            one.load_state_dict(model.state_dict())
+            assert seen.pop() is one[0]
+    model[0].to_torch()  # and is gone
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]]
+    handle.remove()
+    model.load_state_dict(model.state_dict())
+    assert len(seen) == 1
+
+
 def test_what_torch_does_not_have_stays_ours():
     model = nn.Sequential(fusedrnn.GRU(4, 3, reset_after=False))
     found = convert(model, to="torch")
