@@ -132,12 +132,12 @@ def kept(call: Call, saved: Tensor, cells: Tensor) -> str:
 
 
 def tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device) -> str:
-    """Shape, dtype (None: any floating one) and device."""
-    fits = value.dtype == dtype if dtype is not None else value.is_floating_point()
+    """Shape, dtype (None: any that autocast casts) and device."""
+    fits = value.dtype == dtype if dtype is not None else value.is_floating_point() and value.dtype != torch.float64
     if fits and value.shape == shape and value.device == device:
         return ""
     got = f"{value.dtype} {list(value.shape)} on {value.device}"
-    return f"{name}: expected {dtype} {list(shape)} on {device}, got {got}"
+    return f"{name}: expected {dtype or 'floats but float64'} {list(shape)} on {device}, got {got}"
 
 
 def state(name: str, value: State, shape: tuple, dtype: torch.dtype | None, device: torch.device) -> str:

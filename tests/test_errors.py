@@ -327,3 +327,9 @@ def test_functional_forms_name_argument_expected_and_got(text):
     with pytest.raises(ValueError) as error:
         FUNCTIONAL_CALLS[text]()
     assert str(error.value) == text
+
+
+def test_float64_under_autocast_is_named():
+    text = r"x: expected floats but float64 \[5, 2, 4\] on cpu, got torch.float64"
+    with torch.autocast("cpu"), pytest.raises(ValueError, match=text):
+        functional.gru(X.double(), None, weights())

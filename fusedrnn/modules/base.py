@@ -174,6 +174,9 @@ def check_states(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor])
 
 
 def check_dtype(tensor: Tensor, weight: Tensor) -> None:
-    if tensor.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-        got, wanted = (t.type().rpartition(".")[2].removesuffix("Tensor") for t in (tensor, weight))
-        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {got} and {wanted}")
+    """The dtypes are to be the same; under autocast float64, which it leaves alone, is to be met by float64."""
+    pair = tensor.dtype, weight.dtype
+    if pair[0] == pair[1] or (torch._C._is_any_autocast_enabled() and torch.float64 not in pair):
+        return
+    got, wanted = (t.type().rpartition(".")[2].removesuffix("Tensor") for t in (tensor, weight))
+    raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {got} and {wanted}")
