@@ -81,6 +81,8 @@ def _other(module: nn.Module, to: str, backend: str, schedule: str) -> nn.Module
         raise TypeError("its weights are parametrized, which makes a class of its own: convert it before that")
     if isinstance(module, Options):
         return module.to_torch()
+    if any(p.is_complex() for p in module.parameters()):
+        raise TypeError("its numbers are complex, which no backend computes with")
     if type(module) not in _OURS:
         raise TypeError(f"{type(module).__qualname__} is a subclass, whose own code would be lost")
     return _OURS[type(module)].from_torch(module, backend=backend, schedule=schedule)

@@ -133,6 +133,7 @@ def test_what_would_lose_its_code_is_kept_with_the_reason():
             "noisy": Noisy(4, 3),
             "normed": parametrizations.weight_norm(nn.LSTM(4, 3), "weight_hh_l0"),
             "patched": nn.RNN(4, 3),
+            "complex": nn.GRU(4, 3, dtype=torch.complex64),
         }
     )
     model["patched"].forward = lambda x: x
@@ -142,6 +143,7 @@ def test_what_would_lose_its_code_is_kept_with_the_reason():
         "noisy": "Noisy is a subclass, whose own code would be lost",
         "normed": "its weights are parametrized, which makes a class of its own: convert it before that",
         "patched": "its forward was replaced on the module itself",
+        "complex": "its numbers are complex, which no backend computes with",
     }
     assert str(found).splitlines()[1] == "kept noisy: Noisy is a subclass, whose own code would be lost"
     assert type(model["noisy"]) is Noisy

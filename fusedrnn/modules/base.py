@@ -102,6 +102,8 @@ class Options(nn.Module):
                 setattr(self, name, value)
 
     def __setattr__(self, name: str, value) -> None:
+        if name in ("backend", "schedule", "memory"):
+            check_options(**{"backend": "auto", "schedule": "auto", name: value})
         super().__setattr__(name, value)
         if name in _DECIDING:
             self.__dict__.pop("_kept", None)
