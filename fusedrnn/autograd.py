@@ -1,4 +1,4 @@
-r"""autograd Functions over the raw ops, and the backward pass derived once.
+r"""autograd Functions over the raw ops, the ops' own derivatives, and the backward pass derived once.
 
 Write a_t for the pre-activations of step t, dh_t and dc_t for the loss's derivative by h_t and c_t through everything
 after step t, and dy_t for the cotangent of output t. Each step receives dh = dy_t + dh_t and gives back dgates_t:
@@ -26,7 +26,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusedrnn import batching, ops, reference
-from fusedrnn.cells import SAVE
+from fusedrnn.backends.base import Problem
+from fusedrnn.cells import OPS, SAVE
+from fusedrnn.dispatch import REGISTRY
 
 batching.register()
 
@@ -82,11 +84,23 @@ def _gradients(cotangents, tensors, options, needed) -> list[Tensor | None]:
         wanted = [k for k, need in enumerate(asked) if need]
         found = iter(_reference_gradients(cotangents, tensors[: len(ops.TENSORS)], options, wanted))
         return [next(found) if need else None for need in asked]
+    if "none" in options:
+        *tensors, of_op = _run_again(op, tensors[: len(ops.TENSORS)], *of_op)
     if torch.is_grad_enabled():
         grads = RecurrentBackward.apply(*cotangents, *tensors, op, *of_op, _wanted(needed))
     else:
         grads = ops.backward(op, *cotangents, *tensors, *of_op, _wanted(needed))
     return [g if need else None for g, need in zip(grads, needed, strict=False)]
+
+
+def _run_again(op, inputs, cell, direction, batch_first, _schedule, _save, precision, backend) -> tuple:
+    """Inputs, y, saved, cells and options of a forward that keeps what backward needs, where the one before did not."""
+    problem = Problem.of(ops.call_of(inputs, cell, direction, batch_first, "auto", "full", precision))
+    backend = "reference" if REGISTRY[backend].not_supported_reasons(problem) else backend
+    options = (cell, direction, batch_first, "auto", "full", precision, backend)
+    with torch.no_grad():
+        y, _, _, saved, cells = ops.forward(op, *inputs, *options)
+    return (*inputs, y, saved, cells, options)
 
 
 class RecurrentBackward(torch.autograd.Function):
@@ -255,3 +269,22 @@ def apply(op: str, plain: bool, *arguments):
     What Python does first in there, binding two dozen names to a signature, took 110 of 180 us in a small call.
     """
     return _UNBOUND[op](*arguments) if plain else FUNCTIONS[op].apply(*arguments)
+
+
+def _register(op: str) -> None:
+    """The derivatives of the ops themselves: for graphs that hold nothing else, as of torch.export."""
+
+    def setup_forward(ctx, inputs, output):
+        tensors, options = inputs[: len(ops.TENSORS)], inputs[len(ops.TENSORS) :]
+        RecurrentFunction.setup_context(ctx, (*tensors, op, *options), output)
+
+    def setup_backward(ctx, inputs, output):
+        tensors = 3 + len(ops.TENSORS) + 3
+        RecurrentBackward.setup_context(ctx, (*inputs[:tensors], op, *inputs[tensors:]), output)
+
+    torch.library.register_autograd(ops.FORWARD[op], RecurrentFunction.backward, setup_context=setup_forward)
+    torch.library.register_autograd(ops.BACKWARD[op], RecurrentBackward.backward, setup_context=setup_backward)
+
+
+for _op in OPS:
+    _register(_op)

@@ -1,20 +1,20 @@
 """Whether what a user passed fits: every message names the argument, what was expected and what came.
 
-Each function returns such a message, empty where all fits. `functional` raises it as a ValueError, `modules`, where
-torch.nn has no message of its own, as the RuntimeError that torch.nn raises. What only the data can tell (tokens
-inside the vocabulary) is checked in `ops`.
+Each function returns such a message, empty where all fits. `functional`, and a backend whose library checks nothing,
+raise it as a ValueError, `modules`, where torch.nn has no message of its own, as the RuntimeError that torch.nn raises.
+What only the data can tell (tokens inside the vocabulary) is checked in `ops`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusedrnn.call import Weights
-from fusedrnn.cells import CELLS, SCHEDULES
-from fusedrnn.states import State
+from fusedrnn.call import Call, Weights
+from fusedrnn.cells import CELLS, SCHEDULES, cells_shape, saved_shape, state_dtype
 
 
 def options(dropout: float, schedule: str, memory: str = "full") -> str:
@@ -27,10 +27,16 @@ def options(dropout: float, schedule: str, memory: str = "full") -> str:
     return ""
 
 
-def weights(cell: str, weights: Sequence[Weights], directions: int, alike: bool = False) -> str:
+def weights(cell: str, weights: Sequence[Any], directions: int, alike: bool = False) -> str:
     """Layers of `cell` whose sizes, dtypes and devices agree; of one hidden size in both directions where `alike`."""
     if not weights or len(weights) % directions:
-        return f"weights: expected {directions} for every layer, got {len(weights)}"
+        return f"weights: expected {directions} for every layer, got {len(weights or ())}"
+    for k, one in enumerate(weights):
+        if not isinstance(one, Weights):
+            return f"weights[{k}]: expected a Weights, got {type(one).__name__}"
+        for name, given in zip(Weights._fields, one, strict=True):
+            if not isinstance(given, Tensor) and (given is not None or name == "w_ih"):
+                return f"weights[{k}].{name}: expected a tensor, got {type(given).__name__}"
     first = weights[0]
     gates = len(CELLS[cell].gates)
     if first.w_hr is not None and cell != "lstm":
@@ -38,10 +44,12 @@ def weights(cell: str, weights: Sequence[Weights], directions: int, alike: bool 
     sizes = []  # H and P of each direction
     for k, one in enumerate(weights[: 1 if alike else directions]):
         H = one.w_ih.shape[0] // gates if one.w_ih.ndim == 2 else 0
-        if H == 0 or one.w_ih.shape[0] != gates * H:
+        if H == 0 or one.w_ih.shape[0] != gates * H or one.w_ih.shape[1] == 0:
             return f"weights[{k}].w_ih: expected [{gates}*H, I], got {list(one.w_ih.shape)}"
         if (one.w_hr is None) != (first.w_hr is None):
             return f"weights[{k}].w_hr: expected {_shape(first.w_hr)} like weights[0].w_hr, got {_shape(one.w_hr)}"
+        if one.w_hr is not None and (one.w_hr.ndim != 2 or one.w_hr.shape[0] == 0):
+            return f"weights[{k}].w_hr: expected [P, {H}], got {list(one.w_hr.shape)}"
         sizes.append((H, H if one.w_hr is None else one.w_hr.shape[0]))
     sizes *= directions // len(sizes)
     I, dtype, device = first.w_ih.shape[1], first.w_ih.dtype, first.w_ih.device
@@ -67,6 +75,9 @@ def weights(cell: str, weights: Sequence[Weights], directions: int, alike: bool 
 def rows(rows: tuple, x: Tensor, batch_first: bool) -> str:
     """batch_sizes, lengths and resets beside the leading sizes of x."""
     batch_sizes, lengths, resets = rows
+    for name, given in (("x", x), ("batch_sizes", batch_sizes)):
+        if not isinstance(given, Tensor) and (given is not None or name == "x"):
+            return f"{name}: expected a tensor, got {type(given).__name__}"
     if x.ndim < (1 if batch_sizes is not None else 2):
         return f"x: expected [T, B, I] floats or [T, B] tokens, got {x.dtype} {list(x.shape)}"
     if batch_sizes is not None:
@@ -97,23 +108,59 @@ def packed(batch_sizes: Tensor, rows: int) -> str:
     return ""
 
 
-def tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device) -> str:
-    """Shape, dtype (None: any floating one) and device."""
-    fits = value.dtype == dtype if dtype is not None else value.is_floating_point()
+def operands(call: Call, of_backward: Sequence[Tensor | None] = ()) -> str:
+    """All tensors of a raw op's call but what forward keeps; of_backward: dy, dh_n, dc_n and y."""
+    if found := weights(call.cell, call.weights, call.D):
+        return found
+    T, B, D, P, dtype, device = call.T, call.B, call.D, call.P, call.dtype, call.x.device
+    leading = (call.R,) if call.row_offsets is not None else (T, B)
+    state, cell_state, rows = (D, B, P), (D, B, call.H), (*leading, D * P)
+    expected: list[tuple] = [
+        ("w_ih", call.weights[0].w_ih, (len(call.spec.gates) * call.H, call.I), dtype),
+        ("x", call.x, leading if call.tokens else (*leading, call.I), torch.int64 if call.tokens else dtype),
+        ("h0", call.h0, state, dtype),
+        ("c0", call.c0, cell_state, dtype),
+        ("row_offsets", call.row_offsets, (T,), torch.int64),
+        ("lengths", call.lengths, (B,), torch.int64),
+        ("resets", call.resets, (T, B), torch.bool),
+    ]
+    if (call.c0 is None) != (call.spec.states == 1):
+        return "c0: expected one of an lstm alone"
+    if call.row_offsets is not None and call.lengths is None:
+        return "lengths: expected those of the packed rows"
+    names, like = ("dy", "dh_n", "dc_n", "y"), (rows, state, cell_state, rows)
+    expected += zip(names, of_backward, like, (dtype,) * len(names), strict=False)
+    misfits = (tensor(name, t, shape, of, device) for name, t, shape, of in expected if t is not None)
+    return next(filter(None, misfits), "")
+
+
+def kept(call: Call, saved: Tensor, cells: Tensor) -> str:
+    """What forward keeps with save="full", as all backends of shared_layout lay it out."""
+    D, R, H, device = call.D, call.R, call.H, call.x.device
+    of_cells = cells_shape(call.spec, "full", D, call.T, R, call.B, H)
+    misfit = tensor("saved", saved, saved_shape(call.spec, "full", D, R, H), call.dtype, device)
+    return misfit or tensor("cells", cells, of_cells, state_dtype(call.dtype), device)
+
+
+def tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device) -> str:
+    """Shape, dtype (None: any that autocast casts) and device."""
+    if not isinstance(value, Tensor):
+        return f"{name}: expected a tensor, got {type(value).__name__}"
+    fits = value.dtype == dtype if dtype is not None else value.is_floating_point() and value.dtype != torch.float64
     if fits and value.shape == shape and value.device == device:
         return ""
     got = f"{value.dtype} {list(value.shape)} on {value.device}"
-    return f"{name}: expected {dtype} {list(shape)} on {device}, got {got}"
+    return f"{name}: expected {dtype or 'floats but float64'} {list(shape)} on {device}, got {got}"
 
 
-def state(name: str, value: State, shape: tuple, dtype: torch.dtype | None, device: torch.device) -> str:
+def state(name: str, value: Any, shape: tuple, dtype: torch.dtype | None, device: torch.device) -> str:
     """A state of `states.shape`."""
     apart = isinstance(shape[0], tuple)
-    if isinstance(value, Tensor) and not apart:
+    if not isinstance(value, tuple | list) and not apart:
         return tensor(name, value, shape, dtype, device)
-    if isinstance(value, Tensor) or not apart or len(value) != len(shape):
+    if not isinstance(value, tuple | list) or not apart or len(value) != len(shape):
         wanted = "(forward, reverse), a tensor for each direction" if apart else "one tensor"
-        got = _shape(value) if isinstance(value, Tensor) else f"{len(value)} of them"
+        got = f"{len(value)} of them" if isinstance(value, tuple | list) else _shape(value)
         return f"{name}: expected {wanted}, got {got}"
     misfits = (tensor(f"{name}[{d}]", value[d], shape[d], dtype, device) for d in range(len(shape)))
     return next(filter(None, misfits), "")

@@ -37,8 +37,9 @@ def convert(model: nn.Module, *, to: str = "fusedrnn", backend: str = "auto", sc
 
     In place, at any depth. A module and its replacement share parameters, buffers, hooks and the training flag, so
     optimizers, handles of hooks and checkpoints go on as before; a module that stands in two places is replaced by one.
-    Kept are subclasses, whose own code would be lost, and what the other library has no equal for; `print` the result
-    to see which. `backend` and `schedule` are those of the new modules.
+    Kept are subclasses, whose own code would be lost, layers that were compiled themselves, not as part of a model, and
+    what the other library has no equal for; `print` the result to see which. `backend` and `schedule` are those of the
+    new modules.
 
     ValueError for an unknown `to`, `backend` or `schedule`.
     """
@@ -49,8 +50,11 @@ def convert(model: nn.Module, *, to: str = "fusedrnn", backend: str = "auto", sc
     converted: dict[str, str] = {}
     kept: dict[str, str] = {}
 
-    def replacement(name: str, module: nn.Module) -> nn.Module:
+    def replacement(name: str, module: nn.Module, compiled: bool = False) -> nn.Module:
         if not isinstance(module, nn.RNNBase | nn.RNNCellBase) or isinstance(module, Options) == (to == "fusedrnn"):
+            return module
+        if compiled:
+            kept[name] = "it is what torch.compile was given, which holds it: convert it before that"
             return module
         if module not in replaced:
             try:
@@ -64,7 +68,8 @@ def convert(model: nn.Module, *, to: str = "fusedrnn", backend: str = "auto", sc
     for path, parent in list(model.named_modules(remove_duplicate=False)):
         for child_name, child in parent._modules.items():
             if child is not None:
-                parent._modules[child_name] = replacement(f"{path}.{child_name}".lstrip("."), child)
+                compiled = child_name == "_orig_mod" and "dynamo_ctx" in parent.__dict__
+                parent._modules[child_name] = replacement(f"{path}.{child_name}".lstrip("."), child, compiled)
     return Conversion(replacement("", model), converted, kept)
 
 
@@ -76,6 +81,8 @@ def _other(module: nn.Module, to: str, backend: str, schedule: str) -> nn.Module
         raise TypeError("its weights are parametrized, which makes a class of its own: convert it before that")
     if isinstance(module, Options):
         return module.to_torch()
+    if any(p.is_complex() for p in module.parameters()):
+        raise TypeError("its numbers are complex, which no backend computes with")
     if type(module) not in _OURS:
         raise TypeError(f"{type(module).__qualname__} is a subclass, whose own code would be lost")
     return _OURS[type(module)].from_torch(module, backend=backend, schedule=schedule)

@@ -170,12 +170,15 @@ def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout
     given_apart = any(isinstance(state, tuple | list) for state in (h0, c0))
     apart = D == 2 and (given_apart or P[0] != P[1] or H[0] != H[1])
     shapes = [states.shape(len(weights), B, width if apart else width[0]) for width in (P, H)]
-    dtype, device = None if torch._C._is_any_autocast_enabled() else w.w_ih.dtype, w.w_ih.device
+    device = w.w_ih.device
+    cast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device.type)
+    dtype = None if cast and w.w_ih.dtype != torch.float64 else w.w_ih.dtype
     _raise(checks.tensor("x", x, sizes if tokens else (*sizes, I), torch.int64 if tokens else dtype, device))
-    h0 = states.zeros(w.w_ih, shapes[0]) if h0 is None else h0
+    like = w.w_ih if tokens else x
+    h0 = states.zeros(like, shapes[0]) if h0 is None else h0
     _raise(checks.state("h0", h0, shapes[0], dtype, device))
     if cell == "lstm":
-        c0 = states.zeros(w.w_ih, shapes[1]) if c0 is None else c0
+        c0 = states.zeros(like, shapes[1]) if c0 is None else c0
         _raise(checks.state("c0", c0, shapes[1], dtype, device))
     return run(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, memory, backend)
 
@@ -213,7 +216,7 @@ def run(
     if batch_first and resets is not None:
         resets = resets.transpose(0, 1)
     if torch._C._is_any_autocast_enabled():
-        x, h0, c0, weights = _autocast(cell, x, h0, c0, weights)
+        x, h0, c0, weights = autocast(x, h0, c0, weights, of_state=CELLS[cell].op == "gru")
     places = (row_offsets, lengths, resets)
     D = 2 if bidirectional else 1
     layer = _layer if isinstance(h0, Tensor) else _layer_apart
@@ -242,17 +245,18 @@ def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Ten
     return row_offsets.to(device), lengths.to(device)
 
 
-def _autocast(cell, x, h0, c0, weights):
-    """Cast where torch's autocast does: every cell on a GPU; on the CPU the GRU keeps the dtype of its weights."""
+def autocast(x: Tensor, h0: State, c0: State | None, weights: Sequence[Weights], of_state: bool) -> tuple:
+    """Cast as torch's autocast does; of_state: on the CPU to the state's dtype where that is wider."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device) or weights[0].w_ih.dtype == torch.float64:
         return x, h0, c0, weights
-    kept = device == "cpu" and CELLS[cell].op == "gru"
-    dtype = weights[0].w_ih.dtype if kept else torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(device)
+    if of_state and device == "cpu":
+        state = h0 if c0 is None else c0
+        dtype = torch.promote_types(dtype, (state if isinstance(state, Tensor) else state[0]).dtype)
 
     def cast(tensor):
-        eligible = tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
+        return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
     weights = tuple(Weights._make(map(cast, w)) for w in weights)
     return cast(x), states.mapped(cast, h0), states.mapped(cast, c0), weights
@@ -272,7 +276,10 @@ def _layer_apart(cell, x, h0, c0, weights, places, batch_first, schedule, memory
 def _layer(
     cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend, reverse=False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op."""
+    """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op.
+
+    torch.export keeps no Function: in what it leaves, the derivative is the op's own.
+    """
     spec, w = CELLS[cell], weights[0]
     row_offsets, lengths, resets = places
     given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
@@ -311,7 +318,7 @@ def _layer(
     else:
         name = _select(dispatch.requested(backend), *facts)
     options = (cell, direction, batch_first, schedule, save, precision, name)
-    if differentiate:
+    if differentiate and not (compiling and torch.compiler.is_exporting()):
         return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]
     y, h_n, c_n, *_ = ops.forward(spec.op, *given, *options)
     return y, h_n, c_n

@@ -27,12 +27,14 @@ from torch import Tensor
 
 from fusedrnn import ops
 from fusedrnn.backends import cpu
+from fusedrnn.backends.base import Problem
 from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_sets
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY
 
 _libc = ctypes.CDLL(None)
 KINDS = ("private-forward", "private-backward", "private-layers", "private-layer", "public-forward", "public-backward")
+KINDS += ("torch-forward", "torch-backward")  # the public ops on the backend `torch`
 NUMBERS = {"rnn_tanh": 0, "rnn_relu": 1, "gru": 2, "lstm": 3}  # of the cells, in the private ops
 SIZES = dict(T=5, B=3, I=4, H=6)  # all different, so that no operand fits where another belongs
 SAMPLES = [
@@ -42,6 +44,7 @@ SAMPLES = [
     Sample("gru", **SIZES, tokens=True),
     Sample("lstm", **SIZES, lengths="packed"),
     Sample("lstm", **SIZES, tokens=True, lengths="given"),
+    Sample("lstm", **SIZES),
     Sample("lstm", **SIZES, D=2, bias=False),
     Sample("gru", **SIZES, tokens=True, save="lean"),
     Sample("lstm", **SIZES, lengths="packed", D=2, save="lean"),
@@ -55,15 +58,15 @@ FITTING = [sample for sample in FITTING if not sample.strided]
 @functools.cache
 def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tensor | int | str]:
     """The arguments of a call that fits, in order."""
-    call = sample.call(dtype)
-    outputs = forward(call, "cpu") if kind.endswith("backward") else REGISTRY["cpu"].new_outputs(call)
+    call, backend = sample.call(dtype), "torch" if kind.startswith("torch") else "cpu"
+    outputs = forward(call, backend) if kind.endswith("backward") else REGISTRY[backend].new_outputs(call)
     y, h_n, c_n, saved, cells = outputs
     cotangents = dict(zip(("dy", "dh_n", "dc_n"), sample.cotangents(outputs[:3]), strict=True))
     tensors = dict(zip(ops.TENSORS, ops.flat(call), strict=True))
-    if kind.startswith("public"):
+    if kind.startswith(("public", "torch")):
         options = dict(cell=call.cell, direction=call.direction, batch_first=False)
-        options |= dict(schedule="auto", save=call.save, precision="ieee", backend="cpu")
-        if kind == "public-forward":
+        options |= dict(schedule="auto", save=call.save, precision="ieee", backend=backend)
+        if kind.endswith("forward"):
             return tensors | options
         wanted = sum(1 << k for k, t in enumerate(inputs_of(call)) if t is not None and t.is_floating_point())
         return cotangents | tensors | dict(y=y, saved=saved, cells=cells) | options | dict(wanted=wanted)
@@ -91,9 +94,15 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
 
 
 def samples_of(kind: str, samples: list[Sample]) -> list[Sample]:
+    if kind.startswith("torch"):
+        return [s for s in samples if not REGISTRY["torch"].not_supported_reasons(Problem.of(s.call(torch.float32)))]
     if kind not in ("private-layers", "private-layer"):
         return samples
     return [s for s in samples if not (s.lengths or s.resets or s.reverse) and (s.D == 1 or kind == "private-layers")]
+
+
+def dtypes_of(kind: str) -> tuple[torch.dtype, ...]:
+    return (torch.float32,) if kind.startswith("torch") else (torch.float32, torch.float64)
 
 
 def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:
@@ -108,7 +117,7 @@ def run(kind: str, sample: Sample, operands: dict, at_end: bool = True) -> None:
             library.layer(x, h0, c0, how, *weights, *(None,) * (4 - len(weights)))
         return
     others = library.forward.out, library.backward.out, ops.FORWARD[op], ops.BACKWARD[op]
-    dict(zip((*KINDS[:2], *KINDS[4:]), others, strict=True))[kind](*values)
+    dict(zip((*KINDS[:2], *KINDS[4:]), (*others, *others[2:]), strict=True))[kind](*values)
 
 
 def guarded(tensor: Tensor, at_end: bool = True) -> Tensor:
@@ -180,7 +189,7 @@ class Case(NamedTuple):
         """What the call raised, or ""."""
         if self.instruction_set:
             torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(self.instruction_set))
-        operands = operands_of(self.kind, self.sample, torch.float64)
+        operands = operands_of(self.kind, self.sample, dtypes_of(self.kind)[-1])
         if self.misfit:
             misfit = (MISFITS | OF_INTEGERS | OF_ABSENT)[self.misfit]
             operands = operands | {self.operand: misfit(operands[self.operand])}
@@ -199,7 +208,7 @@ def cases() -> Iterator[Case]:
     for kind, sample in itertools.product(KINDS, SAMPLES):
         if sample not in samples_of(kind, SAMPLES):
             continue
-        for name, value in operands_of(kind, sample, torch.float64).items():
+        for name, value in operands_of(kind, sample, dtypes_of(kind)[-1]).items():
             if not isinstance(value, Tensor):
                 continue
             misfits = (MISFITS | (OF_INTEGERS if value.dtype == torch.int64 else {})) if value.numel() else OF_ABSENT
@@ -296,7 +305,8 @@ def fuzz(count: int) -> None:
     @given(st.data())
     def one(data) -> None:
         draw = data.draw
-        kind, dtype = draw(st.sampled_from(KINDS)), draw(st.sampled_from((torch.float32, torch.float64)))
+        kind = draw(st.sampled_from(KINDS))
+        dtype = draw(st.sampled_from(dtypes_of(kind)))
         sample = draw(st.sampled_from(samples_of(kind, SAMPLES)))
         instruction_set, at_end = draw(st.sampled_from(instruction_sets())), draw(st.booleans())
         operands = dict(operands_of(kind, sample, dtype))

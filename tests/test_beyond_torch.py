@@ -1,6 +1,7 @@
 """The lines of the README's table beside torch.nn: what its layers refuse and ours do, and what is lost with the way
 round it. Each test shows both sides, so that a line that torch catches up with is noticed."""
 
+import io
 import re
 from pathlib import Path
 
@@ -138,6 +139,20 @@ def test_torch_jit_script_takes_what_to_torch_gives(name):
     with pytest.raises(ValueError, match="Unknown type annotation"):
         torch.jit.script(Model(ours))
     close(torch.jit.script(Model(ours.to_torch()))(x), theirs(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_torch_fx_and_traces_take_what_to_torch_gives(name):
+    theirs, ours = pair(name)
+    x = rows(5, 3)
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(Model(ours))
+    with pytest.raises(RuntimeError, match="Could not export Python function call"):
+        torch.jit.save(torch.jit.trace(Model(ours), (x,), check_trace=False), io.BytesIO())
+    back = Model(ours.to_torch())
+    close(torch.fx.symbolic_trace(back)(x), theirs(x)[0])
+    close(torch.jit.trace(back, (x,))(x), theirs(x)[0])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -133,6 +133,7 @@ def test_what_would_lose_its_code_is_kept_with_the_reason():
             "noisy": Noisy(4, 3),
             "normed": parametrizations.weight_norm(nn.LSTM(4, 3), "weight_hh_l0"),
             "patched": nn.RNN(4, 3),
+            "complex": nn.GRU(4, 3, dtype=torch.complex64),
         }
     )
     model["patched"].forward = lambda x: x
@@ -142,9 +143,50 @@ def test_what_would_lose_its_code_is_kept_with_the_reason():
         "noisy": "Noisy is a subclass, whose own code would be lost",
         "normed": "its weights are parametrized, which makes a class of its own: convert it before that",
         "patched": "its forward was replaced on the module itself",
+        "complex": "its numbers are complex, which no backend computes with",
     }
     assert str(found).splitlines()[1] == "kept noisy: Noisy is a subclass, whose own code would be lost"
     assert type(model["noisy"]) is Noisy
+
+
+def test_a_layer_that_was_compiled_is_kept_with_the_reason():
+    model = nn.Sequential(nn.GRU(4, 3), torch.compile(nn.GRU(4, 3), backend="eager"))
+    model[0].compile(backend="eager")
+    found = convert(model)
+    assert not found.converted
+    assert found.kept == {
+        "0": "its call was compiled, which holds the old module: convert it before that",
+        "1._orig_mod": "it is what torch.compile was given, which holds it: convert it before that",
+    }
+
+
+def test_layers_of_a_model_that_was_compiled_are_converted():
+    model = torch.compile(nn.Sequential(nn.GRU(4, 3)), backend="eager")
+    x = torch.randn(5, 2, 4)
+    want, _ = model(x)
+    assert convert(model).converted == {"_orig_mod.0": "GRU"}
+    model._orig_mod[0].backend = "torch"  # which has no GRU on the CPU
+    with pytest.raises(fusedrnn.BackendError):
+        model(x)
+    model._orig_mod[0].backend = "auto"
+    torch.testing.assert_close(model(x)[0], want)
+
+
+def test_hooks_of_load_state_dict_see_the_module_in_place():
+    seen, model = [], nn.Sequential(nn.GRU(4, 3))
+    handle = model[0].register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    for to in ("fusedrnn", "torch", "fusedrnn"):
+        convert(model, to=to)
+        copies = copy.deepcopy(model)
+        for one in (model, copies):
+            one.load_state_dict(model.state_dict())
+            assert seen.pop() is one[0]
+    model[0].to_torch()  # and is gone
+    model.load_state_dict(model.state_dict())
+    assert seen == [model[0]]
+    handle.remove()
+    model.load_state_dict(model.state_dict())
+    assert len(seen) == 1
 
 
 def test_what_torch_does_not_have_stays_ours():

@@ -113,6 +113,34 @@ def test_parameters_replaced_by_misfits(name, parameter):
     assert raised(lambda: ours(X)) == raised(lambda: theirs(X))
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+def test_data_replaced_by_a_misfit_after_a_call(backend):
+    net = fusedrnn.LSTM(4, 3, backend=backend)
+    net(X)
+    net.weight_hh_l0.data = torch.zeros(2, 2)
+    with pytest.raises((RuntimeError, ValueError)):
+        net(X)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("parameter", ["weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_parameter_set_to_none(name, parameter):
+    nets = [getattr(library, name)(4, 3) for library in (nn, fusedrnn)]
+    for net in nets:
+        net(X)
+        setattr(net, parameter, None)
+    theirs, ours = (raised(lambda net=net: net(X)) for net in nets)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("option", ["backend", "schedule", "memory"])
+def test_unknown_options_are_refused_when_they_are_set(option):
+    net = fusedrnn.GRU(4, 3)
+    with pytest.raises(ValueError, match=f"{option}: expected .*, got 'bogus'"):
+        setattr(net, option, "bogus")
+    net(X)
+
+
 PROJECTION_CALLS = {
     "h0": lambda net: net(X, (torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))),
     "c0": lambda net: net(X, (torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))),
@@ -285,6 +313,20 @@ FUNCTIONAL_CALLS = {
     "weights[0].w_hr: expected None, only lstm has a projection, got [2, 3]": lambda: functional.gru(
         X, None, weights(w_hr=torch.zeros(2, 3))
     ),
+    "weights[0].w_hr: expected [P, 3], got []": lambda: functional.lstm(X, None, weights(4, w_hr=torch.zeros(()))),
+    "weights[0].w_hr: expected [P, 3], got [0, 3]": lambda: functional.lstm(
+        X, None, weights(4, w_hr=torch.zeros(0, 3), w_hh=torch.zeros(12, 0))
+    ),
+    "weights[0].w_ih: expected [3*H, I], got [9, 0]": lambda: functional.gru(X[..., :0], None, weights(I=0)),
+    "weights[0].w_ih: expected a tensor, got NoneType": lambda: functional.gru(X, None, weights(w_ih=None)),
+    "weights[0].b_ih: expected a tensor, got list": lambda: functional.gru(X, None, weights(b_ih=[0.0] * 9)),
+    "weights[0]: expected a Weights, got tuple": lambda: functional.gru(X, None, [tuple(weights()[0])]),
+    "weights[0]: expected a Weights, got Tensor": lambda: functional.gru(X, None, weights()[0]),
+    "x: expected a tensor, got NoneType": lambda: functional.gru(None, None, weights()),
+    "h0: expected a tensor, got int": lambda: functional.gru(X, 3, weights()),
+    "lengths: expected a tensor, got list": lambda: functional.gru(X, None, weights(), lengths=[5, 2]),
+    "resets: expected a tensor, got list": lambda: functional.gru(X, None, weights(), resets=[True]),
+    "batch_sizes: expected a tensor, got list": lambda: functional.gru(X[:, 0], None, weights(), batch_sizes=[3, 2]),
     "nonlinearity: expected 'tanh' or 'relu', got 'gelu'": lambda: functional.rnn(
         X, None, weights(1), nonlinearity="gelu"
     ),
@@ -318,3 +360,9 @@ def test_functional_forms_name_argument_expected_and_got(text):
     with pytest.raises(ValueError) as error:
         FUNCTIONAL_CALLS[text]()
     assert str(error.value) == text
+
+
+def test_float64_under_autocast_is_named():
+    text = r"x: expected floats but float64 \[5, 2, 4\] on cpu, got torch.float64"
+    with torch.autocast("cpu"), pytest.raises(ValueError, match=text):
+        functional.gru(X.double(), None, weights())

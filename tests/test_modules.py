@@ -230,13 +230,25 @@ def test_y_can_be_written_to(name, backend, batch_first):
             y.sum().backward()
 
 
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", KINDS[:1] + KINDS[4:5] + KINDS[8:9] + CELL_KINDS[::2], ids=names)
-def test_autocast_casts_what_torch_casts(kind):
+def test_autocast_casts_what_torch_casts(kind, dtype, state):
     theirs, ours = pair(kind, torch.float32)
-    x = torch.randn(3, 4) if "Cell" in kind[0] else torch.randn(6, 3, 4)
+    x, h = torch.randn(6, 3, 4, dtype=dtype), None
+    if state is not None:
+        h = torch.randn(theirs.num_layers if "Cell" not in kind[0] else 1, 3, 5, dtype=state)
+    if "Cell" in kind[0]:
+        x, h = x[0], None if h is None else h[0]
+    given = (x, (h, h) if kind[0].startswith("LSTM") and h is not None else h)
     # torch's LSTM is cast on its way to oneDNN; a CPU without bfloat16 refuses it there, and without oneDNN it is not.
     with torch.autocast("cpu", torch.bfloat16), torch.backends.mkldnn.flags(enabled=False):
-        for got, want in zip(tensors(ours(x)), tensors(theirs(x)), strict=True):
+        if torch.float64 in (dtype, state):
+            for net in (theirs, ours):
+                with pytest.raises(RuntimeError, match="mat1 and mat2 must have the same dtype"):
+                    net(*given)
+            return
+        for got, want in zip(tensors(ours(*given)), tensors(theirs(*given)), strict=True):
             assert got.dtype == (torch.bfloat16 if kind[0] == "LSTM" else want.dtype)
             torch.testing.assert_close(got, want, rtol=0.02, atol=0.02, check_dtype=False)
 

@@ -29,6 +29,8 @@ FITS = {
     "private-layer": {"c0": ("absent",)},
     "public-forward": {"x": ("taller", "lower", "no-rows", "absent")},  # the number of steps is that of x
     "public-backward": dict.fromkeys(("dy", "dh_n", "dc_n"), ("absent",)) | dict.fromkeys(("b_ih", "b_hh"), EMPTY),
+    "torch-forward": {"x": ("taller", "lower")},
+    "torch-backward": dict.fromkeys(("dy", "dh_n", "dc_n"), ("absent",)),
 }
 # and, where the sample has them, these. What a cell has no use for may raise or go unread.
 GIVEN_LENGTHS = {"lengths": (*EMPTY, "flipped")}
@@ -103,13 +105,13 @@ def test_random_operands_raise_or_return():
     ],
 )
 def test_unknown_options_raise(kind, option, value):
-    for sample in samples_of(kind, SAMPLES[2:5]):
+    for sample in samples_of(kind, SAMPLES[2:7]):
         operands = operands_of(kind, sample, torch.float32) | {option: value}
         with pytest.raises((RuntimeError, LookupError, ValueError)):
             run(kind, sample, operands)
 
 
-@pytest.mark.parametrize("kind", KINDS[4:])
+@pytest.mark.parametrize("kind", KINDS[4:6])
 def test_what_the_kernels_lack_is_refused(kind):
     sample = SAMPLES[4]
     given = torch.ones(sample.H, sample.H)

@@ -96,6 +96,21 @@ def test_opcheck(sample, backend):
     torch.library.opcheck(ops.BACKWARD[call.spec.op], arguments)
 
 
+@pytest.mark.parametrize("save", ["full", "lean", "none"])
+@pytest.mark.parametrize(("sample", "backend"), cases(BACKENDS, torch.float64, CHECKED))
+def test_gradients_of_the_raw_ops(sample, backend, save):
+    call = sample.keeping(save).call(torch.float64)
+    given = [t.requires_grad_() if t.is_floating_point() and t.numel() else t for t in ops.flat(call)]
+    call = ops.call_of(tuple(given), call.cell, call.direction, False, "auto", save, "ieee")
+    outputs = forward(call, backend)
+    assert not any(t.requires_grad for t in outputs[3:])
+    cotangents, wanted = sample.cotangents(outputs[:3]), [t for t in given if t.requires_grad]
+    kept = [t.detach() for t in forward(call._replace(save="full"), backend)]
+    want = raw_backward(call._replace(save="full"), backend, cotangents, kept)
+    got = torch.autograd.grad(outputs[: 1 + call.spec.states][::-1], wanted, cotangents[call.spec.states :: -1])
+    agree(got, [g for g in want if g.numel()])
+
+
 # vmap of the raw ops
 
 NAMES = ("dy", "dh_n", "dc_n", *ops.TENSORS)

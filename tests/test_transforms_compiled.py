@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from test_transforms import LAYERS, SINGLE, H, I, agree, gradients, input_of, normal, pair, scalar, tensors
+from test_transforms import LAYERS, SINGLE, H, I, agree, gradients, input_of, normal, pair, penalty, scalar, tensors
 from torch._dynamo.testing import AotEagerAndRecordGraphs
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -157,7 +157,7 @@ def test_transforms_inside_torch_compile(name, backend):
 
 
 @pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in LAYERS), ("LSTM", True)])
-def test_exported_programs_run_every_size(name, strict):
+def test_exported_programs_run_and_train_at_every_size(name, strict):
     net, theirs = pair(name, **OPTIONS)
     any_size = torch.export.Dim.DYNAMIC
     program = torch.export.export(net, (normal(4, 2, I),), dynamic_shapes=({0: any_size, 1: any_size},), strict=strict)
@@ -165,6 +165,27 @@ def test_exported_programs_run_every_size(name, strict):
     for steps, batch in SIZES:
         x = normal(steps, batch, I)
         agree(tensors(program.module()(x)), tensors(theirs(x)))
+        agree(by_name(program.module(), loss, x), by_name(theirs, loss, x))
+
+
+def by_name(module, function, x) -> dict[str, torch.Tensor]:
+    names = ("x", *dict(module.named_parameters()))
+    return dict(zip(names, gradients(module, function, x), strict=True))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("memory", ["full", "lean", "none"])
+def test_gradients_of_what_was_traced_are_those_of_eager(memory, strict):
+    net, theirs = pair("GRU", bidirectional=True)
+    net.memory = "lean" if memory == "lean" else "full"
+    x = normal(4, 2, I)
+    with torch.set_grad_enabled(memory != "none"):  # without gradients a graph keeps nothing for backward
+        exported = torch.export.export(net, (x,), strict=strict).module()
+        traced = make_fx(lambda parameters, x: functional_call(net, parameters, x))(dict(net.named_parameters()), x)
+    want = by_name(net, loss, x)
+    agree(by_name(exported, loss, x), want, 0.0)
+    agree(by_name(net, lambda net, x: scalar(traced(dict(net.named_parameters()), x)), x), want, 0.0)
+    agree(by_name(exported, penalty, x), by_name(theirs, penalty, x))
 
 
 @pytest.mark.parametrize("name", SINGLE)

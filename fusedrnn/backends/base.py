@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fusedrnn import checks
 from fusedrnn.call import Call
 from fusedrnn.cells import CELLS, cells_shape, saved_shape, state_dtype
 
@@ -87,6 +90,9 @@ class Problem:
 FEATURES = ("bidirectional", "projection", "tokens", "packed", "lengths", "resets", "lean")
 
 
+_FITTING: set[tuple] = set()  # what Backend.refuse took, told in a quarter of the time when it comes again
+
+
 class Backend:
     """One way to run a layer. Subclasses declare the facts below and implement what raises NotImplementedError."""
 
@@ -149,6 +155,27 @@ class Backend:
         The cotangents may be None (zero) and have any strides. No input is written.
         """
         raise NotImplementedError
+
+    def refuse(self, call: Call, *of_backward: Any) -> None:
+        """Raise where an operand, or a cotangent, y, `saved` or `cells`, does not fit, or the call is not served:
+        `select` never sends it here, a call of the raw op may."""
+        options = (call.cell, len(call.weights), call.batch_first, call.schedule, call.save, call.precision)
+        places = (call.row_offsets, call.lengths, call.resets)
+        given = (call.x, call.h0, call.c0, *itertools.chain(*call.weights), *places, *of_backward)
+        facts = (self.name, options, *[None if t is None else (t.shape, t.dtype, t.device) for t in given])
+        if facts in _FITTING:
+            return
+        if reasons := self.not_supported_reasons(Problem.of(call)):
+            raise BackendError(f"{self.name}: {'; '.join(reasons)}")
+        if misfit := checks.operands(call, of_backward[:4]) or (of_backward and self.kept(call, *of_backward[4:])):
+            raise ValueError(f"{self.name}: {misfit}")
+        if len(_FITTING) == 4096:
+            _FITTING.clear()
+        _FITTING.add(facts)
+
+    def kept(self, call: Call, saved: Tensor, cells: Tensor) -> str:
+        """What in them does not fit, or nothing."""
+        return checks.kept(call, saved, cells)
 
     def new_outputs(self, call: Call) -> Outputs:
         """Uninitialised outputs of `forward`: y [T, B, D*P], h_n [D, B, P], c_n [D, B, H] or empty, saved, cells."""

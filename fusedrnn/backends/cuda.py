@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedrnn import _cuda_library, checks
+from fusedrnn import _cuda_library
 from fusedrnn.backends import beside, hoisted
-from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
+from fusedrnn.backends.base import Backend, Outputs, Problem
 from fusedrnn.call import Call
-from fusedrnn.cells import cells_shape, saved_shape, state_dtype
 
 # The kernels built for the CPU take CPU tensors.
 ON_HOST = not _cuda_library.reason() and bool(_cuda_library.function("on_host")())
@@ -61,7 +60,7 @@ class CudaBackend(Backend):
         return "concat" if problem.schedule == "concat" else "hoisted"
 
     def forward(self, call: Call) -> Outputs:
-        self._refuse(call)
+        self.refuse(call)
         y, h_n, c_n, saved, cells = outputs = self.new_outputs(call)
         absent: tuple[Tensor | None, int, int] = (None, 0, 0)
         with hoisted.on_its_device(call):
@@ -98,7 +97,7 @@ class CudaBackend(Backend):
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
-        self._refuse(call, dy, dh_n, dc_n, y, saved, cells)
+        self.refuse(call, dy, dh_n, dc_n, y, saved, cells)
         D, R, H, like = call.D, call.R, call.H, call.weights[0].w_ih
         width = H * max(1, len(call.spec.saved))
         dgates, before = like.new_empty(D, R, width), like.new_empty(D, R, H)
@@ -127,13 +126,6 @@ class CudaBackend(Backend):
                 return _by_gates(call, dgates[d], before[d], sums[d].sum(0))
 
             return hoisted.all_gradients(call, inputs, dh0, dc0, wanted, of_direction)
-
-    def _refuse(self, call: Call, *of_backward: Tensor | None) -> None:
-        """What does not fit, or is not served: `select` never sends it here, a call of the raw op may."""
-        if reasons := self.not_supported_reasons(Problem.of(call)):
-            raise BackendError(f"cuda: {'; '.join(reasons)}")
-        if misfit := _misfit(call, of_backward):
-            raise ValueError(f"cuda: {misfit}")
 
 
 def _by_gates(call: Call, dgates: Tensor, before: Tensor, sums: Tensor) -> tuple:
@@ -233,35 +225,6 @@ def _whole(t: Tensor) -> Tensor:
 def _dense(t: Tensor) -> Tensor:
     """The same, and its rows follow each other."""
     return _whole(t.contiguous())
-
-
-def _misfit(call: Call, of_backward: Sequence[Tensor | None]) -> str:
-    """What of the operands lies elsewhere or has other sizes than the kernels would follow, or nothing."""
-    if found := checks.weights(call.cell, call.weights, call.D):
-        return found
-    T, B, D, H, dtype, device = call.T, call.B, call.D, call.H, call.dtype, call.x.device
-    leading = (call.R,) if call.row_offsets is not None else (T, B)
-    state, rows = (D, B, H), (*leading, D * H)
-    expected: list[tuple] = [
-        ("w_ih", call.weights[0].w_ih, (len(call.spec.gates) * H, call.I), dtype),
-        ("x", call.x, leading if call.tokens else (*leading, call.I), torch.int64 if call.tokens else dtype),
-        ("h0", call.h0, state, dtype),
-        ("c0", call.c0, state, dtype),
-        ("row_offsets", call.row_offsets, (T,), torch.int64),
-        ("lengths", call.lengths, (B,), torch.int64),
-        ("resets", call.resets, (T, B), torch.bool),
-    ]
-    if (call.c0 is None) != (call.spec.states == 1):
-        return "c0: expected one of an lstm alone"
-    if call.row_offsets is not None and call.lengths is None:
-        return "lengths: expected those of the packed rows"
-    if of_backward:
-        shapes = saved_shape(call.spec, "full", D, call.R, H), cells_shape(call.spec, "full", D, T, call.R, B, H)
-        names, like = ("dy", "dh_n", "dc_n", "y", "saved"), (rows, state, state, rows, shapes[0])
-        expected += zip(names, of_backward, like, (dtype,) * len(names), strict=False)
-        expected.append(("cells", of_backward[-1], shapes[1], state_dtype(dtype)))
-    misfits = (checks.tensor(name, t, shape, of, device) for name, t, shape, of in expected if t is not None)
-    return next(filter(None, misfits), "")
 
 
 def _device() -> int:

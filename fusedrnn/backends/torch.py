@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from fusedrnn import checks
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call, Weights
 
 aten = torch.ops.aten
+Like = tuple[tuple[int, ...], torch.dtype]
 _HAS_ONEDNN, _HAS_CUDNN = torch.backends.mkldnn.is_available(), torch.backends.cudnn.is_available()
 
 
@@ -45,11 +47,19 @@ class TorchBackend(Backend):
         return "hoisted"
 
     def forward(self, call: Call) -> Outputs:
+        self.refuse(call)
         return _library(call).forward(call)
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
+        self.refuse(call, dy, dh_n, dc_n, y, saved, cells)
         grads = _library(call).backward(call, dy, dh_n, dc_n, y, saved, cells)
         return tuple(g if wanted >> k & 1 else None for k, g in enumerate(grads))
+
+    def kept(self, call, saved, cells):
+        (size, dtype), (of_cells, cells_dtype) = _library(call).kept(call, saved, cells)
+        device = call.x.device
+        misfit = checks.tensor("saved", saved, size, dtype, device)
+        return misfit or checks.tensor("cells", cells, of_cells, cells_dtype, device)
 
     def new_outputs(self, call: Call) -> Outputs:
         """As the contract has it but for `saved` and `cells`: only a trial run, on zeros, tells how large they are."""
@@ -99,6 +109,16 @@ def _onednn_reasons(problem: Problem) -> list[str]:
 
 
 class _OneDnn:
+    workspaces: dict[tuple[int, ...], int] = {}  # bytes of each direction, by T, B, I, H
+
+    @staticmethod
+    def kept(call: Call, saved, cells) -> tuple[Like, Like]:
+        """Shapes and dtypes of saved and cells. oneDNN takes a workspace for as large as it has to be."""
+        sizes = (call.T, call.B, call.I, call.H)
+        if sizes not in _OneDnn.workspaces:
+            _OneDnn.forward(_zeros_like(call)._replace(save="full"))
+        return ((call.D, _OneDnn.workspaces[sizes]), torch.uint8), ((call.D, call.B, call.H), torch.float32)
+
     @staticmethod
     def _tensors(call: Call, d: int) -> list[Tensor]:
         """The seven tensors both ops begin with. oneDNN reads no strides, and wants biases in any case."""
@@ -118,6 +138,10 @@ class _OneDnn:
             runs.append(run)
         ys, hs, cs, workspaces = zip(*runs, strict=True)
         c_n = torch.stack(cs)
+        if train:
+            if len(_OneDnn.workspaces) == 4096:
+                _OneDnn.workspaces.clear()
+            _OneDnn.workspaces[call.T, call.B, call.I, call.H] = workspaces[0].numel()
         return (
             _like_rows(call, ys[0] if call.D == 1 else torch.cat(ys, -1)),
             torch.stack(hs),
@@ -163,6 +187,11 @@ def _of_direction(d: int, own: slice, dy, dh_n, dc_n) -> tuple[Tensor | None, ..
 
 
 class _CuDnn:
+    @staticmethod
+    def kept(call: Call, saved, cells) -> tuple[Like, Like]:
+        """Shapes and dtypes of saved and cells, whose sizes cuDNN checks."""
+        return ((saved.numel(),), torch.uint8), ((cells.numel(),), call.dtype)
+
     @staticmethod
     def _weights(call: Call) -> list[Tensor]:
         return [t for weights in call.weights for t in weights if t is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -44,27 +45,25 @@ class Options(nn.Module):
     def from_torch(cls, module: nn.Module, *, backend: str = "auto", schedule: str = "auto") -> Self:
         """This class in place of a torch.nn module, sharing its parameters, hooks and every other attribute.
 
-        TypeError unless it is one of `stock` itself: the code of a subclass would be lost.
+        TypeError unless it is one of `stock` itself: the code of a subclass would be lost. And where its `compile` was
+        called: what that left would go on to run the old module.
         """
         if type(module) is not cls.stock:
             raise TypeError(f"module: expected a torch.nn.{cls.stock.__name__}, got {_full_name(type(module))}")
-        made = cls.__new__(cls)
-        made.__dict__.update(module.__dict__)
+        made = _in_place_of(module, cls)
         made._set_options(backend=backend, schedule=schedule)
         return made
 
     def to_torch(self) -> Any:
-        """The torch.nn module again, sharing the same. ValueError where torch.nn has no such cell, TypeError for a
-        subclass of this class, whose code would be lost."""
+        """The torch.nn module again, sharing the same. ValueError where torch.nn has no such cell, TypeError as
+        `from_torch`."""
         if "stock" not in type(self).__dict__:
             raise TypeError(f"to_torch: {_full_name(type(self))} is a subclass, whose own code would be lost")
         if not getattr(self, "reset_after", True):
             raise ValueError(f"to_torch: torch.nn.{self.stock.__name__} has no reset_after=False")
         if getattr(self, "_apart", False):
             raise ValueError(f"to_torch: torch.nn.{self.stock.__name__} has one hidden size for both directions")
-        made = self.stock.__new__(self.stock)
-        made.__dict__.update((name, value) for name, value in self.__dict__.items() if name not in _OURS)
-        return made
+        return _in_place_of(self, self.stock, without=_OURS)
 
     def _kept_weights(self) -> tuple[Weights, ...]:
         """Those that were checked, where they still hold; else none."""
@@ -103,6 +102,8 @@ class Options(nn.Module):
                 setattr(self, name, value)
 
     def __setattr__(self, name: str, value) -> None:
+        if name in ("backend", "schedule", "memory"):
+            check_options(**{"backend": "auto", "schedule": "auto", name: value})
         super().__setattr__(name, value)
         if name in _DECIDING:
             self.__dict__.pop("_kept", None)
@@ -134,6 +135,30 @@ _DECIDING = frozenset(
 _OURS = ("backend", "schedule", "memory", "reset_after", "_kept")
 
 
+def _in_place_of(module: nn.Module, cls: type[nn.Module], without: Collection[str] = ()) -> Any:
+    """A module of another class with the same attributes. TypeError where `module.compile` was called."""
+    if module._compiled_call_impl is not None:
+        raise TypeError("its call was compiled, which holds the old module: convert it before that")
+    made = cls.__new__(cls)
+    made.__dict__.update((name, value) for name, value in module.__dict__.items() if name not in without)
+    hooks: Mapping[int, Any] = made._load_state_dict_pre_hooks  # the only ones that torch binds to a module
+    for hook in hooks.values():
+        if hook.with_module:
+            hook.module = _Living(weakref.ref(made), hook.module)
+    return made
+
+
+class _Living(NamedTuple):
+    """In place of a weak reference: the newer of two modules, while there is one."""
+
+    newer: Callable
+    older: Callable
+
+    def __call__(self) -> nn.Module | None:
+        newer = self.newer()
+        return self.older() if newer is None else newer
+
+
 def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -151,6 +176,9 @@ def check_states(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor])
 
 
 def check_dtype(tensor: Tensor, weight: Tensor) -> None:
-    if tensor.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-        got, wanted = (t.type().rpartition(".")[2].removesuffix("Tensor") for t in (tensor, weight))
-        raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {got} and {wanted}")
+    """The dtypes are to be the same; under autocast float64, which it leaves alone, is to be met by float64."""
+    pair = tensor.dtype, weight.dtype
+    if pair[0] == pair[1] or (torch._C._is_any_autocast_enabled() and torch.float64 not in pair):
+        return
+    got, wanted = (t.type().rpartition(".")[2].removesuffix("Tensor") for t in (tensor, weight))
+    raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {got} and {wanted}")

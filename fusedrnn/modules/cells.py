@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +28,7 @@ class _Cell(Options, nn.RNNCellBase):
 
     def _step(self, input: Tensor, states: tuple[Tensor, ...] | None) -> list[Tensor]:
         """The states after one step. input [B, I], [I], tokens [B] or one token; states [B, H] or [H], None: zeros."""
-        weights, cell = self._weights(), self.cell
+        weights = self._weights()
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (0, 1))
         if dims not in (1, 2):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -34,17 +37,20 @@ class _Cell(Options, nn.RNNCellBase):
         x = input if dims == 2 else input.unsqueeze(0)
         if states is None:
             like = weights[0].w_ih if x.dtype == torch.int64 else x
-            shape = (x.shape[0], self.hidden_size)
-            states = tuple(torch.zeros(shape, dtype=like.dtype, device=x.device) for _ in range(CELLS[cell].states))
+            zeros = torch.zeros((x.shape[0], self.hidden_size), dtype=like.dtype, device=x.device)
+            states = (zeros,) * CELLS[self.cell].states
         elif dims == 1:
             states = tuple(s.unsqueeze(0) for s in states)
         self._check(x, states, weights[0])
         h0, c0 = (s.unsqueeze(0) for s in states) if len(states) == 2 else (states[0].unsqueeze(0), None)
         x = x.unsqueeze(0)
-        how = (self.schedule, "full", self.backend)
-        outputs = functional.run(cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, *how)
+        outputs = self._run(x, h0, c0, weights)
         after = [s.squeeze(0) for s in outputs[1 : 1 + len(states)]]
         return after if dims == 2 else [s.squeeze(0) for s in after]
+
+    def _run(self, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Weights]) -> tuple[Tensor, Any, Any]:
+        how = (self.schedule, "full", self.backend)
+        return functional.run(self.cell, x, h0, c0, weights, NO_ROWS, False, False, 0.0, *how)
 
     def _weights(self) -> tuple[Weights, ...]:
         """Asked for once: one that is parametrized is computed whenever it is asked for."""
@@ -143,8 +149,6 @@ class LSTMCell(_Cell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         if (found := shortcut.run(self, input, hx)) is not None:
             return found
-        if torch.is_autocast_enabled("cpu") and input.device.type == "cpu":
-            return self._without_autocast(input, hx)
         h, c = self._step(input, hx)
         return h, c
 
@@ -152,14 +156,12 @@ class LSTMCell(_Cell):
     def cell(self) -> str:
         return "lstm"
 
-    def _without_autocast(self, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """On the CPU torch's autocast reaches LSTM but leaves LSTMCell in the dtype of its parameters."""
-        dtype = self.weight_ih.dtype
-        input = input.to(dtype) if input.is_floating_point() else input
-        states = None if hx is None else tuple(state.to(dtype) for state in hx)
-        with torch.autocast("cpu", enabled=False):
-            h, c = self._step(input, states)
-        return h, c
+    def _run(self, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Weights]) -> tuple[Tensor, Any, Any]:
+        if not torch._C._is_any_autocast_enabled():
+            return super()._run(x, h0, c0, weights)
+        given = functional.autocast(x, h0, c0, weights, of_state=True)
+        with torch.autocast(x.device.type, enabled=False):
+            return super()._run(*given)
 
     def _check_state_dims(self, states) -> None:
         for k, state in enumerate(states):

@@ -133,6 +133,11 @@ class _Recurrent(Options, RNNBase):
         self.check_forward_args(x, hx, batch_sizes)
         if x.shape[1 if self.batch_first and batch_sizes is None else 0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if x.dtype != torch.int64:
+            check_dtype(x, self._flat_weights[0])  # under autocast check_input does not
+        for k, w in enumerate(self._flat_weights):
+            if w is None:
+                raise TypeError(f"expected Tensor as element {k} in argument 2, but got NoneType")
         given = [tensor for state in (hx if self.mode == "LSTM" else (hx,)) for tensor in self._tensors(state)]
         check_states(x, given, self._flat_weights)
         if misfit := "" if batch_sizes is None else checks.packed(batch_sizes, x.shape[0]):
