@@ -53,6 +53,7 @@ FILES = (
     "results.json",
     "curve.png",
 )
+GIVEN = ("metrics.csv", "model.safetensors", "results.json")
 
 
 class RunFolder:
@@ -228,10 +229,14 @@ def resume(
 ) -> tuple[Trainer, str]:
     """The trainer of a run folder, to go on from its last checkpoint; changes are options of checkpoint.FREE.
 
-    Returns it, and what was wrong with the last checkpoint where the one before was taken. Raises RunFolderError.
+    Returns it, and what was wrong with the last checkpoint where the one before was taken. Raises RunFolderError, also
+    where there is no checkpoint and the start would take away what the run has given.
     """
     folder = Path(path)
     content = read_config(folder)
+    present = {entry.name for entry in folder.iterdir()}
+    if present.isdisjoint((checkpoint.LAST, checkpoint.BEFORE)) and not present.isdisjoint(GIVEN):
+        raise RunFolderError(f"the run in {str(path)!r} has no checkpoint to go on from; train it anew with --force")
     trainer = Trainer(dataclasses.replace(content.train, **changes), read_corpus(folder, content), device, workers)
     return trainer, checkpoint.load(folder, trainer)
 

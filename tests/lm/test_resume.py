@@ -15,7 +15,7 @@ import torch
 
 from fusedrnn.cli import main
 from fusedrnn.lm import RunFolderError, Trainer, checkpoint
-from fusedrnn.lm.run_folder import resume
+from fusedrnn.lm.run_folder import GIVEN, resume
 
 from .conftest import SMALL
 
@@ -181,6 +181,18 @@ def test_where_the_last_checkpoint_is_no_good_the_one_before_serves(run, damage)
     with pytest.raises(RunFolderError, match="damaged") as caught:
         resume(run)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", GIVEN)
+def test_a_run_without_checkpoints_is_not_begun_anew(run, kept, capsys):
+    for name in {*GIVEN, checkpoint.LAST, checkpoint.BEFORE} - {kept}:
+        (run / name).unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert main(["train", "--resume", str(run), "--epochs", "3"]) == 2
+    assert "has no checkpoint to go on from; train it anew with --force" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (run / kept).unlink()
+    assert resume(run)[0].step == 0
 
 
 def test_other_text_is_refused(run):
