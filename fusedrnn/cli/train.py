@@ -168,7 +168,9 @@ def _resumed(
     if refused := [*own, *(name for name in given if name not in checkpoint.FREE)]:
         free = ", ".join((*checkpoint.FREE, "threads", "device")).replace("_", "-")
         raise ConfigError(f"--resume goes on with the run's own {', '.join(refused)}: it takes {free}")
-    torch.set_num_threads(arguments.threads or read_config(arguments.resume).threads)
+    threads = read_config(arguments.resume).threads
+    torch.set_num_threads(arguments.threads or threads)
+    folder = RunFolder.of(arguments.resume, workers.leads)
     trainer, warning = resume(arguments.resume, device, workers, **given)
     if warning:
         print(f"fusedrnn: {warning}; going on from the checkpoint before it", file=sys.stderr)
@@ -176,7 +178,6 @@ def _resumed(
         raise ConfigError(
             f"the run in {arguments.resume!r} has ended; give it more --epochs than {trainer.config.epochs}"
         )
-    folder = RunFolder.of(arguments.resume, workers.leads)
     folder.write_config(trainer)
     return trainer, folder
 

@@ -1,8 +1,13 @@
-"""Atomic writes: a reader, or a crash, sees the old file or the new one and never half of either."""
+"""Atomic writes: a reader, or a crash, sees the old file or the new one and never half of either. And locks."""
 
 import contextlib
 import os
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, data: bytes, keep: Path | None = None) -> None:
@@ -22,3 +27,21 @@ def write_atomically(path: Path, data: bytes, keep: Path | None = None) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def lock(folder: Path) -> int | None:
+    """A descriptor: until it is closed, or the process has ended, nobody else gets one of this folder. None where the
+    platform or the file system has no such locks. Raises BlockingIOError where someone holds it.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -17,7 +17,9 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import platform
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.dataset import Dataset
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.evaluation import evaluate
-from fusedrnn.lm.files import write_atomically
+from fusedrnn.lm.files import lock, write_atomically
 from fusedrnn.lm.model import LanguageModel, build_model, distinct, with_ties
 from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.text import Vocab
@@ -58,11 +60,12 @@ GIVEN = ("metrics.csv", "model.safetensors", "results.json")
 
 class RunFolder:
     """A folder to write one run into. It is made, or found to be free, at once; nothing in it changes before begin().
+    As long as this object lives no other process can have one of the same folder.
 
     leads: of several workers the one that writes; the others only take part where all have to
 
-    Raises RunFolderError when path holds anything and force is not set, when it holds something else than a run, and
-    when it cannot be made.
+    Raises RunFolderError when path holds anything and force is not set, when it holds something else than a run, when
+    another process is training in it, and when it cannot be made.
     """
 
     def __init__(self, path: str | Path, force: bool = False, leads: bool = True):
@@ -71,6 +74,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             present = {entry.name for entry in self.path.iterdir()}
         except OSError as error:
             raise RunFolderError(f"cannot make the run folder {str(self.path)!r}: {error.strerror}") from None
@@ -78,16 +82,32 @@ class RunFolder:
             raise RunFolderError(
                 f"the folder {str(self.path)!r} is not empty: choose another, or overwrite with --force"
             )
-        if "config.json" not in present and any(name not in FILES and not _is_temporary(name) for name in present):
-            raise RunFolderError(f"the folder {str(self.path)!r} holds something that is no run; it is left alone")
+        left_alone = f"the folder {str(self.path)!r} holds something that is no run; it is left alone"
+        if "config.json" in present:
+            try:
+                read_config(self.path)
+            except RunFolderError as error:
+                raise RunFolderError(f"{left_alone}: {error}") from None
+        elif any(name not in FILES and not _is_temporary(name) for name in present):
+            raise RunFolderError(left_alone)
 
     @classmethod
     def of(cls, path: str | Path, leads: bool = True) -> "RunFolder":
-        """The folder of a run that is to go on."""
+        """The folder of a run that is to go on. Raises RunFolderError when another process is training in it."""
         folder = cls.__new__(cls)
         folder.path, folder.leads = Path(path), leads
-        folder._remove_temporary()
+        if leads:
+            folder._lock()
+            folder._remove_temporary()
         return folder
+
+    def _lock(self) -> None:
+        try:
+            descriptor = lock(self.path)
+        except BlockingIOError:
+            raise RunFolderError(f"another process is training in {str(self.path)!r}") from None
+        if descriptor is not None:
+            weakref.finalize(self, os.close, descriptor)
 
     def begin(self, trainer: Trainer) -> None:
         """Remove an earlier run's files and write all that is known before training."""

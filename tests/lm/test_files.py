@@ -1,8 +1,10 @@
+import errno
 import os
 
 import pytest
 
-from fusedrnn.lm.files import write_atomically
+from fusedrnn.lm import files
+from fusedrnn.lm.files import lock, write_atomically
 
 
 def test_replaces_and_leaves_nothing_beside(tmp_path):
@@ -26,3 +28,23 @@ def test_failure_keeps_the_old_file_whole(tmp_path, monkeypatch, failing):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_locked_once(tmp_path):
+    pytest.importorskip("fcntl")
+    first = lock(tmp_path)
+    with pytest.raises(BlockingIOError):
+        lock(tmp_path)
+    os.close(first)
+    os.close(lock(tmp_path))
+
+
+def test_where_there_are_no_locks_nothing_is_locked(tmp_path, monkeypatch):
+    def none(descriptor, operation):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    if files.fcntl:
+        monkeypatch.setattr(files.fcntl, "flock", none)
+    assert lock(tmp_path) is None
+    monkeypatch.setattr(files, "fcntl", None)
+    assert lock(tmp_path) is None

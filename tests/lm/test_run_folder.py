@@ -99,6 +99,39 @@ def test_force_leaves_alone_what_is_no_run(tmp_path):
         RunFolder(tmp_path, force=True)
 
 
+@pytest.mark.parametrize("config", ["{}", "[]", '{"model_type": "gpt2"}', "not json"])
+def test_force_leaves_alone_what_another_program_configures(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_text("of a model of theirs")
+    with pytest.raises(RunFolderError, match=r"holds something that is no run; it is left alone: .*config\.json: "):
+        RunFolder(tmp_path, force=True)
+
+
+def test_a_folder_is_one_processs_at_a_time(run, tmp_path, capsys):
+    """A second open of it is refused in one process as in two."""
+    options = ["--hidden", "8", "--batch-size", "4", "--steps", "5", "--max-tokens", "500", "--epochs", "1"]
+    for path, arguments in (
+        (tmp_path / "new", ["pydoc", *options, "--out", str(tmp_path / "new")]),
+        (run, ["pydoc", *options, "--out", str(run), "--force"]),
+        (run, ["--resume", str(run), "--epochs", "3"]),
+    ):
+        held = RunFolder(path, force=True)
+        half_written = path / ".checkpoint.safetensors.1.tmp"
+        half_written.touch()
+        before = files(path)
+        assert main(["train", *arguments]) == 2
+        assert f"another process is training in '{path}'" in capsys.readouterr().err
+        assert files(path) == before
+        del held
+        half_written.unlink()
+    assert main(["train", *arguments]) == 0
+
+
+def test_workers_that_do_not_lead_share_the_folder(run):
+    folders = [RunFolder.of(run, leads) for leads in (True, False, False)]
+    assert len(folders) == 3
+
+
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot make the run folder"):
