@@ -161,15 +161,15 @@ class RunFolder:
         self._write("model.safetensors", safetensors.torch.save(named))
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Write what training gave, last a checkpoint of its end; returns what results.json holds."""
+        """Write what training gave, a checkpoint of its end, and the curve; returns what results.json holds."""
         self.write_weights(trainer)
         self.write_metrics(trainer)
         results = results_of(trainer)
         self._write_json("results.json", results)
-        if self.leads:
-            self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
         if trainer.config.save_every:
             checkpoint.save(self.path, trainer)
+        if self.leads:
+            self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
         return results
 
     def _remove_temporary(self) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fusedrnn.cli import main
-from fusedrnn.lm import RunFolderError, Trainer, checkpoint
+from fusedrnn.lm import RunFolderError, Trainer, checkpoint, plots, run_folder
 from fusedrnn.lm.corpus import pydoc_in_place_of
 from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history
@@ -197,4 +197,33 @@ def test_history_is_read_back_and_drawn(run, tmp_path, small, capsys, monkeypatc
 def test_curve_of_any_title_and_length(small):
     trainer = Trainer(SMALL, small)
     next(trainer.run())
-    assert draw_curve(trainer.history, "one epoch of $a$ \u6f22 " + "long " * 40).startswith(b"\x89PNG")
+    for title in ("one epoch of $a$ \u6f22 " + "long " * 40, "long " * 40 + r"$\frac$", r"a\$_$"):
+        assert draw_curve(trainer.history, title).startswith(b"\x89PNG")
+
+
+def test_every_run_is_in_the_legend_by_its_name(small, monkeypatch):
+    drawn = []
+    png = plots._png
+
+    def seen(figure, axes):
+        drawn.append(axes)
+        return png(figure, axes)
+
+    monkeypatch.setattr(plots, "_png", seen)
+    trainer = Trainer(SMALL, small)
+    next(trainer.run())
+    names = [r"$\frac$", "_u", "$a_$", "r\u6f22"]
+    plots.draw_runs(dict.fromkeys(names, trainer.history), "$b_$")
+    value = f" {trainer.history[0].perplexity:.2f}"
+    shown = [text.get_text().replace(r"\$", "$").strip() for text in drawn[0].get_legend().get_texts()]
+    assert shown == [name.replace("\u6f22", r"\u6f22") + value for name in names]
+
+
+def test_a_curve_that_cannot_be_drawn_costs_no_checkpoint(tmp_path, small, monkeypatch):
+    def fail(history, title):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(run_folder, "draw_curve", fail)
+    with pytest.raises(RuntimeError, match="no picture"):
+        trained(small, tmp_path / "run")
+    assert run_folder.resume(tmp_path / "run")[0].finished
