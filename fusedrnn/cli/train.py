@@ -80,11 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
     given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
     begin = _new if arguments.resume is None else _resumed
     with started(arguments.device) as (workers, device), _told_by(workers):
-        trainer, folder = begin(arguments, given, device, workers)
-        return _train(trainer, folder, arguments.tensorboard)
+        trainer, folder, start = begin(arguments, given, device, workers)
+        with contextlib.closing(folder):
+            return _train(trainer, folder, start, arguments.tensorboard)
 
 
-def _train(trainer: Trainer, folder: "RunFolder", tensorboard: bool) -> int:
+def _train(trainer: Trainer, folder: "RunFolder", start: Callable[[], None], tensorboard: bool) -> int:
+    """start: to be called once a step has succeeded, before anything else is written into the folder."""
     from fusedrnn.lm.progress import Progress
     from fusedrnn.lm.run_folder import describe
 
@@ -94,13 +96,13 @@ def _train(trainer: Trainer, folder: "RunFolder", tensorboard: bool) -> int:
         f"{config.batch_size} x {config.steps}, threads {torch.get_num_threads()}"
         + (f", processes {workers.count}" if workers.count > 1 else "")
     )
-    interruption = Interruption()
+    interruption, first = Interruption(), trainer.step + 1
     watch = _watch(folder.path) if tensorboard and workers.leads else None
 
     def after_step() -> None:
         due = config.save_every and trainer.step % config.save_every == 0
-        if trainer.step == 1:
-            folder.begin(trainer)
+        if trainer.step == first:
+            start()
         number = workers.largest(interruption.signal, trainer.device)
         if due or number:
             folder.save(trainer)
@@ -141,7 +143,7 @@ def _given(arguments: argparse.Namespace) -> list["dataclasses.Field[Any]"]:
 
 def _new(
     arguments: argparse.Namespace, given: dict[str, Any], device: torch.device, workers: Workers
-) -> "tuple[Trainer, RunFolder]":
+) -> "tuple[Trainer, RunFolder, Callable[[], None]]":
     from fusedrnn.lm.run_folder import RunFolder
 
     options = read_preset(arguments.preset) if arguments.preset else {}
@@ -154,12 +156,13 @@ def _new(
     corpus = _corpus(name, arguments)
     trainer = Trainer(config, corpus, device, workers)
     default = f"runs/{arguments.preset or f'{Path(corpus.name).stem}-{config.cell}-{config.hidden}'}"
-    return trainer, RunFolder(arguments.out or default, arguments.force, workers.leads)
+    folder = RunFolder(arguments.out or default, arguments.force, workers.leads)
+    return trainer, folder, lambda: folder.begin(trainer)
 
 
 def _resumed(
     arguments: argparse.Namespace, given: dict[str, Any], device: torch.device, workers: Workers
-) -> "tuple[Trainer, RunFolder]":
+) -> "tuple[Trainer, RunFolder, Callable[[], None]]":
     from fusedrnn.lm import checkpoint
     from fusedrnn.lm.run_folder import RunFolder, read_config, resume
 
@@ -178,8 +181,9 @@ def _resumed(
         raise ConfigError(
             f"the run in {arguments.resume!r} has ended; give it more --epochs than {trainer.config.epochs}"
         )
-    folder.write_config(trainer)
-    return trainer, folder
+    if trainer.step == 0:
+        return trainer, folder, lambda: folder.begin(trainer)
+    return trainer, folder, lambda: folder.go_on(trainer, from_before=bool(warning))
 
 
 def _corpus(name: str, arguments: argparse.Namespace) -> Corpus:

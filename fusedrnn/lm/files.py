@@ -2,12 +2,11 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, data: bytes, keep: Path | None = None) -> None:
@@ -33,7 +32,7 @@ def lock(folder: Path) -> int | None:
     """A descriptor: until it is closed, or the process has ended, nobody else gets one of this folder. None where the
     platform or the file system has no such locks. Raises BlockingIOError where someone holds it.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:

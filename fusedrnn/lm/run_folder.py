@@ -20,7 +20,7 @@ import json
 import os
 import platform
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,15 @@ GIVEN = ("metrics.csv", "model.safetensors", "results.json")
 
 class RunFolder:
     """A folder to write one run into. It is made, or found to be free, at once; nothing in it changes before begin().
-    As long as this object lives no other process can have one of the same folder.
+    Until close(), or as long as this object lives, no other process can have one of the same folder.
 
     leads: of several workers the one that writes; the others only take part where all have to
 
     Raises RunFolderError when path holds anything and force is not set, when it holds something else than a run, when
     another process is training in it, and when it cannot be made.
     """
+
+    _held: Callable[[], object] | None = None
 
     def __init__(self, path: str | Path, force: bool = False, leads: bool = True):
         self.path, self.leads = Path(path), leads
@@ -107,7 +109,12 @@ class RunFolder:
         except BlockingIOError:
             raise RunFolderError(f"another process is training in {str(self.path)!r}") from None
         if descriptor is not None:
-            weakref.finalize(self, os.close, descriptor)
+            self._held = weakref.finalize(self, os.close, descriptor)
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        if self._held:
+            self._held()
 
     def begin(self, trainer: Trainer) -> None:
         """Remove an earlier run's files and write all that is known before training."""
@@ -118,9 +125,19 @@ class RunFolder:
         corpus = trainer.corpus
         self._write("text.txt", corpus.data)
         self._write("vocab.json", trainer.data.vocab.to_json().encode())
-        self.write_config(trainer)
+        self._write_config(trainer)
 
-    def write_config(self, trainer: Trainer) -> None:
+    def go_on(self, trainer: Trainer, from_before: bool) -> None:
+        """In place of begin for a run that has gone on from a checkpoint: write its options as they are now.
+
+        from_before: it was the one before the last; the last is no good and is removed, else the next would take the
+            place of the only good one
+        """
+        if self.leads and from_before:
+            (self.path / checkpoint.LAST).unlink(missing_ok=True)
+        self._write_config(trainer)
+
+    def _write_config(self, trainer: Trainer) -> None:
         corpus = trainer.corpus
         self._write_json("config.json", {
             "format": FORMAT,
