@@ -159,7 +159,10 @@ class RunFolder:
         })  # fmt: skip
 
     def save(self, trainer: Trainer) -> None:
-        """Write what the run can go on from, and what it has given so far."""
+        """Write what the run can go on from, and what it has given so far. Raises TrainingDiverged, and writes nothing
+        then.
+        """
+        trainer.check()
         checkpoint.save(self.path, trainer)
         self.write_weights(trainer)
         self.write_metrics(trainer)
@@ -178,7 +181,10 @@ class RunFolder:
         self._write("model.safetensors", safetensors.torch.save(named))
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Write what training gave, a checkpoint of its end, and the curve; returns what results.json holds."""
+        """Write what training gave, a checkpoint of its end, and the curve; returns what results.json holds. Raises
+        TrainingDiverged, and writes nothing then.
+        """
+        trainer.check()
         self.write_weights(trainer)
         self.write_metrics(trainer)
         results = results_of(trainer)

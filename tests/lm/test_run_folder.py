@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 
 from fusedrnn.cli import main
-from fusedrnn.lm import RunFolderError, Trainer, checkpoint, plots, run_folder
+from fusedrnn.lm import RunFolderError, Trainer, TrainingDiverged, checkpoint, plots, run_folder
 from fusedrnn.lm.corpus import pydoc_in_place_of
 from fusedrnn.lm.plots import draw_curve
-from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history
+from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history, resume
 
 from .conftest import SMALL
 
@@ -75,6 +75,26 @@ def test_every_output_names_what_a_corpus_stands_in_for(tmp_path):
     assert {row["corpus"] for row in csv.DictReader(metrics.splitlines())} == {label}
     assert load_run(tmp_path / "run").label == label
     assert label in describe(trainer.config, label)
+
+
+@pytest.mark.parametrize("where", ["loss", "weight", "last weight"])
+def test_what_has_diverged_is_not_saved(run, where):
+    """A loss is known before the step that follows from it: its weights may be the first to go."""
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    trainer, _ = resume(run, epochs=3)
+
+    def after_step():
+        if where == "loss":
+            trainer.losses[-1].fill_(torch.inf)
+        elif where == "weight" or trainer.step == trainer.steps:
+            trainer.model.head.bias.data[1] = torch.nan
+        if where != "last weight":
+            RunFolder.of(run).save(trainer)
+
+    with pytest.raises(TrainingDiverged, match=r"(the loss became inf|a weight became nan) in epoch 3"):
+        for _ in trainer.run(after_step):
+            RunFolder.of(run).finish(trainer)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_used_folder_is_refused_and_left_as_it_was(run):
@@ -226,4 +246,4 @@ def test_a_curve_that_cannot_be_drawn_costs_no_checkpoint(tmp_path, small, monke
     monkeypatch.setattr(run_folder, "draw_curve", fail)
     with pytest.raises(RuntimeError, match="no picture"):
         trained(small, tmp_path / "run")
-    assert run_folder.resume(tmp_path / "run")[0].finished
+    assert resume(tmp_path / "run")[0].finished
