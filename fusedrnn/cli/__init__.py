@@ -4,12 +4,11 @@ Whatever the user got wrong is said in one line on standard error, and the exit 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from fusedrnn import BackendError
-from fusedrnn.cli import bench, evaluate, plot, sample, train
+from fusedrnn.cli import bench, evaluate, output, plot, sample, train
 from fusedrnn.cli.arguments import Parser
 from fusedrnn.lm.errors import BadInput
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BadInput, BackendError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.discard()
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'system'}: {error.strerror}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusedrnn.cli import output
 from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_device, add_threads, check_device
 from fusedrnn.lm.config import TrainConfig, presets, read_preset, read_toml
 from fusedrnn.lm.corpus import Corpus, load_corpus, pydoc_in_place_of
@@ -25,6 +26,8 @@ from fusedrnn.lm.workers import Workers, started
 
 if TYPE_CHECKING:
     from fusedrnn.lm.run_folder import RunFolder
+
+SIGPIPE = 13  # Windows has none of this name
 
 
 def add(commands: Commands) -> None:
@@ -113,14 +116,19 @@ def _train(trainer: Trainer, folder: "RunFolder", start: Callable[[], None], ten
     try:
         with interruption, Progress(config.epochs, len(trainer.batches), label) as progress:
             for epoch in trainer.run(after_step):
-                progress(epoch)
+                try:
+                    progress(epoch)
+                except BrokenPipeError:
+                    output.discard()
+                    interruption.signal = SIGPIPE
                 if watch:
                     watch(epoch, trainer.step)
                 if progress.ends_stretch(epoch):
                     folder.write_metrics(trainer)
     except Interrupted as interrupted:
-        print(f"interrupted after step {trainer.step} of {trainer.steps}; go on: fusedrnn train --resume {folder.path}")
-        return interrupted.status
+        left = f"interrupted after step {trainer.step} of {trainer.steps}; go on: fusedrnn train --resume {folder.path}"
+        print(left, file=sys.stderr if interrupted.number == SIGPIPE else sys.stdout)
+        return 128 + interrupted.number
     results = folder.finish(trainer)
     _print_results(results)
     print(continuation(trainer.best_model(), data.vocab, _closing_prompt(trainer), 50, TOKENIZERS[config.tokens]))
@@ -237,10 +245,10 @@ def _watch(folder: Path) -> Callable[[Epoch, int], None]:
 
 
 class Interrupted(Exception):
-    """The run was left between two steps, because of a signal."""
+    """The run was left between two steps, because of a signal, or because nobody reads what it prints."""
 
     def __init__(self, number: int):
-        self.status = 128 + number
+        self.number = number
 
 
 class Interruption:

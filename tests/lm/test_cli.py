@@ -9,7 +9,7 @@ import pytest
 from fusedrnn import dispatch
 from fusedrnn.cli import main
 from fusedrnn.lm import CORPORA, checkpoint
-from fusedrnn.lm.run_folder import FILES, read_history
+from fusedrnn.lm.run_folder import FILES, read_history, resume
 from fusedrnn.lm.text import TOKENIZERS
 
 TINY = ["--hidden", "8", "--batch-size", "4", "--steps", "5", "--max-tokens", "500", "--epochs", "2"]
@@ -330,3 +330,17 @@ def test_as_a_module():
     assert done.stderr.startswith("fusedrnn: error: corpus 'nowhere.txt'")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_run_that_nobody_reads_is_left_as_by_an_interruption(tmp_path):
+    command = [sys.executable, "-m", "fusedrnn.cli", "train", "pydoc", *TINY, "--epochs", "100000"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("gru 8, ")
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(timeout=120) == 128 + 13
+    assert said.startswith("interrupted after step ")
+    assert said.endswith(f"; go on: fusedrnn train --resume {tmp_path / 'run'}\n")
+    assert 0 < resume(tmp_path / "run")[0].step < 100_000
