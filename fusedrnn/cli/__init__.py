@@ -4,6 +4,7 @@ Whatever the user got wrong is said in one line on standard error, and the exit 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +15,12 @@ from fusedrnn.lm.errors import BadInput
 
 EXTRAS = dict.fromkeys(("matplotlib", "platformdirs", "rich", "safetensors"), "lm") | {"tensorboard": "tensorboard"}
 
+TOO_LARGE = re.compile("can't allocate memory|out of memory|calculation overflowed|Overflow when unpacking")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. argparse's own errors and --help leave through SystemExit."""
+    output.show_anything()
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.command(arguments)
@@ -28,10 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(f"{error.filename or 'system'}: {error.strerror}")
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("fusedrnn", "torch"):
             raise
-        return _fail(f"the package {error.name} is missing: pip install 'fusedrnn[{EXTRAS[error.name]}]'")
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            return _fail(f"the package {error.name} is missing: pip install 'fusedrnn[{EXTRAS[error.name]}]'")
+        return _fail(f"a package cannot be imported: {error}")
+    except (MemoryError, RuntimeError, TypeError) as error:
+        if not (isinstance(error, MemoryError) or TOO_LARGE.search(str(error))):
+            raise
+        first, _, _ = str(error).partition("\n")
+        return _fail(f"memory is short, or a size beyond what torch counts: {first}")
     except KeyboardInterrupt:
         print("fusedrnn: interrupted", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedrnn.cli import output
-from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_device, add_threads, check_device
+from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_device, add_threads, check_device, filled
 from fusedrnn.lm.config import TrainConfig, presets, read_preset, read_toml
 from fusedrnn.lm.corpus import Corpus, load_corpus, pydoc_in_place_of
 from fusedrnn.lm.errors import ConfigError, CorpusUnavailable
@@ -40,11 +40,15 @@ def add(commands: Commands) -> None:
         formatter_class=Help,
     )
     parser.set_defaults(command=run)
-    parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"{CORPUS} (default: timemachine)")
+    parser.add_argument("corpus", type=filled, metavar="CORPUS", nargs="?", help=f"{CORPUS} (default: timemachine)")
     start = parser.add_argument_group("start")
     start.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a recipe: {', '.join(presets())}")
-    start.add_argument("--config", metavar="FILE", help="a TOML file of options, underscores for dashes, and corpus")
-    start.add_argument("--resume", metavar="DIR", help="go on with a run, to the bit, from its last checkpoint")
+    start.add_argument(
+        "--config", type=filled, metavar="FILE", help="a TOML file of options, underscores for dashes, and corpus"
+    )
+    start.add_argument(
+        "--resume", type=filled, metavar="DIR", help="go on with a run, to the bit, from its last checkpoint"
+    )
     groups = {name: parser.add_argument_group(name) for name in ("text", "model", "optimization", "run")}
     for field in dataclasses.fields(TrainConfig):
         _add_option(groups[field.metadata["group"]], field)
@@ -55,7 +59,9 @@ def add(commands: Commands) -> None:
     add_threads(groups["run"])
     add_device(groups["run"], "where to train")
     groups["run"].add_argument("--tensorboard", action="store_true", help="write event files into the run folder too")
-    groups["run"].add_argument("--out", metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)")
+    groups["run"].add_argument(
+        "--out", type=filled, metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)"
+    )
     groups["run"].add_argument("--force", action="store_true", help="overwrite the run that is in the run folder")
 
 
@@ -90,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(trainer: Trainer, folder: "RunFolder", start: Callable[[], None], tensorboard: bool) -> int:
     """start: to be called once a step has succeeded, before anything else is written into the folder."""
+    from fusedrnn.lm import plots  # noqa: F401  # else it would be missing once the training has ended
     from fusedrnn.lm.progress import Progress
     from fusedrnn.lm.run_folder import describe
 

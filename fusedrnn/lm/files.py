@@ -11,7 +11,7 @@ if sys.platform != "win32":
 
 def write_atomically(path: Path, data: bytes, keep: Path | None = None) -> None:
     """Write data under a temporary name in path's folder, flush it to the disk, and rename it over path. What was there
-    is renamed to keep just before, if that is given.
+    is renamed to keep just before, if that is given. Raises OSError, which names path.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -23,8 +23,11 @@ def write_atomically(path: Path, data: bytes, keep: Path | None = None) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, keep)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

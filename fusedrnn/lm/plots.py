@@ -82,8 +82,11 @@ def _axes(title: str) -> tuple[Axes, Figure]:
 
 
 def _drawable(text: str) -> str:
-    """What matplotlib draws as this text: its font has all of Latin-1, and between two dollars it reads mathematics."""
-    return text.encode("latin-1", "backslashreplace").decode("latin-1").replace("$", r"\$")
+    """What matplotlib draws as this text: its font has what is printable of Latin-1, and between two dollars it reads
+    mathematics.
+    """
+    known = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+    return known.encode("latin-1", "backslashreplace").decode("latin-1").replace("$", r"\$")
 
 
 def _draw(axes: Axes, line: Line, color: str, place: int) -> None:

@@ -31,14 +31,13 @@ import torch
 
 import fusedrnn
 from fusedrnn.lm import checkpoint
-from fusedrnn.lm.config import TrainConfig
+from fusedrnn.lm.config import THREADS, TrainConfig
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.dataset import Dataset
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.evaluation import evaluate
 from fusedrnn.lm.files import lock, write_atomically
 from fusedrnn.lm.model import LanguageModel, build_model, distinct, with_ties
-from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.text import Vocab
 from fusedrnn.lm.trainer import Epoch, Trainer
 from fusedrnn.lm.workers import ALONE, Workers
@@ -192,6 +191,8 @@ class RunFolder:
         if trainer.config.save_every:
             checkpoint.save(self.path, trainer)
         if self.leads:
+            from fusedrnn.lm.plots import draw_curve  # who reads a run needs no matplotlib
+
             self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
         return results
 
@@ -291,7 +292,7 @@ def read_history(path: str | Path) -> list[Epoch]:
     names = [field.name for field in dataclasses.fields(Epoch)]
     data = _read(file)
     try:
-        rows = list(csv.DictReader(data.decode().splitlines()))
+        rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
         history = [Epoch(**{name: numbers.get(name, float)(row[name]) for name in names}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{file}: not the metrics of a run: {error}") from None
@@ -353,15 +354,15 @@ def read_config(folder: str | Path) -> Content:
         content: Any = json.loads(_read(path))
         if content["format"] != FORMAT:
             raise RunFolderError(f"{path}: format {content['format']!r}, this version reads {FORMAT}")
-        corpus, threads = content["corpus"], content["environment"]["threads"]
+        corpus, threads = content["corpus"], THREADS.check("threads", content["environment"]["threads"])
         train = TrainConfig(**content["train"])
         words = {key: str(corpus[key]) for key in ("label", "name", "stands_in_for", "sha1")}
-        return Content(train, threads=int(threads), **words)
+        return Content(train, threads=threads, **words)
     except RunFolderError:
         raise
     except KeyError as error:
         raise RunFolderError(f"{path}: no entry {error}") from None
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path}: {error}") from None
 
 
@@ -370,7 +371,7 @@ def _read_vocab(path: Path) -> Vocab:
         return Vocab.from_json(_read(path).decode())
     except RunFolderError:
         raise
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise RunFolderError(f"{path}: {error}") from None
 
 

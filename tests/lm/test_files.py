@@ -22,11 +22,12 @@ def test_failure_keeps_the_old_file_whole(tmp_path, monkeypatch, failing):
     path.write_bytes(b"old")
 
     def fail(*arguments):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full") as caught:
         write_atomically(path, b"new")
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -49,3 +50,9 @@ def test_where_there_are_no_locks_nothing_is_locked(tmp_path, monkeypatch):
     assert lock(tmp_path) is None
     monkeypatch.setattr(sys, "platform", "win32")
     assert lock(tmp_path) is None
+
+
+def test_a_folder_that_is_not_there_is_named_by_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "nowhere" / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "file")

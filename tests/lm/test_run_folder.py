@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fusedrnn.cli import main
-from fusedrnn.lm import RunFolderError, Trainer, TrainingDiverged, checkpoint, plots, run_folder
+from fusedrnn.lm import RunFolderError, Trainer, TrainingDiverged, checkpoint, plots
 from fusedrnn.lm.corpus import pydoc_in_place_of
 from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history, resume
@@ -95,6 +95,11 @@ def test_what_has_diverged_is_not_saved(run, where):
         for _ in trainer.run(after_step):
             RunFolder.of(run).finish(trainer)
     assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_corpus_of_any_name_is_read_back(tmp_path, small):
+    trainer = trained(dataclasses.replace(small, name='a\u2028b\nc\r,"d'), tmp_path / "run")
+    assert read_history(tmp_path / "run") == trainer.history
 
 
 def test_used_folder_is_refused_and_left_as_it_was(run):
@@ -243,7 +248,7 @@ def test_a_curve_that_cannot_be_drawn_costs_no_checkpoint(tmp_path, small, monke
     def fail(history, title):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(run_folder, "draw_curve", fail)
+    monkeypatch.setattr(plots, "draw_curve", fail)
     with pytest.raises(RuntimeError, match="no picture"):
         trained(small, tmp_path / "run")
     assert resume(tmp_path / "run")[0].finished
