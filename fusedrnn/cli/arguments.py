@@ -6,7 +6,7 @@ from typing import NoReturn, TypeAlias
 
 import torch
 
-from fusedrnn.lm.config import LIBRARIES
+from fusedrnn.lm.config import LIBRARIES, THREADS
 from fusedrnn.lm.corpus import LANGUAGE_MODEL_CORPORA
 from fusedrnn.lm.errors import ConfigError
 
@@ -36,6 +36,20 @@ def count(text: str) -> int:
     return number
 
 
+def threads(text: str) -> int:
+    """What torch takes: an integer that THREADS allows."""
+    if not THREADS.allowed(number := int(text)):
+        raise argparse.ArgumentTypeError(f"must be {THREADS.words}, got {number}")
+    return number
+
+
+def filled(text: str) -> str:
+    """A name or a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def seconds(text: str) -> float:
     """More than 0."""
     if not 0 < (number := float(text)) < math.inf:
@@ -51,7 +65,7 @@ def seed(text: str) -> int:
 
 
 def add_threads(group: "argparse._ActionsContainer") -> None:
-    group.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def add_device(group: "argparse._ActionsContainer", about: str) -> None:
@@ -66,13 +80,13 @@ def check_device(name: str) -> None:
 
 def add_data(group: "argparse._ActionsContainer") -> None:
     group.add_argument(
-        "--data", metavar="PATH", help="file or folder to take a named corpus from before any other place"
+        "--data", type=filled, metavar="PATH", help="file or folder to take a named corpus from before any other place"
     )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The run folder to read, and what runs its model."""
-    parser.add_argument("run", metavar="RUN", help="run folder that `fusedrnn train` left")
+    parser.add_argument("run", type=filled, metavar="RUN", help="run folder that `fusedrnn train` left")
     parser.add_argument(
         "--library", choices=LIBRARIES, help="torch: the control, torch.nn fed with one-hot rows (default: as trained)"
     )

@@ -4,9 +4,7 @@ import argparse
 
 import torch
 
-from fusedrnn import BackendError
 from fusedrnn.cli.arguments import Commands, Help, add_threads, count, seconds
-from fusedrnn.lm.errors import BadInput
 
 
 def add(commands: Commands) -> None:
@@ -48,9 +46,4 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    try:
-        return 0 if command.run(command.problem_of(arguments), arguments.seconds) else 1
-    except BackendError:
-        raise
-    except RuntimeError as error:  # memory is short, or a size beyond what torch counts
-        raise BadInput(str(error).splitlines()[0]) from error
+    return 0 if command.run(command.problem_of(arguments), arguments.seconds) else 1

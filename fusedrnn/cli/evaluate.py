@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_run, check_device
+from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_run, check_device, filled
 from fusedrnn.lm.corpus import load_corpus
 from fusedrnn.lm.text import TOKENIZERS, UNKNOWN
 
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     )
     parser.set_defaults(command=run)
     add_run(parser)
-    parser.add_argument("text", metavar="TEXT", nargs="?", help=CORPUS)
+    parser.add_argument("text", type=filled, metavar="TEXT", nargs="?", help=CORPUS)
     add_data(parser)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fusedrnn.cli.arguments import Commands, Help
+from fusedrnn.cli.arguments import Commands, Help, filled
 from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.files import write_atomically
 
@@ -16,9 +16,9 @@ def add(commands: Commands) -> None:
         formatter_class=Help,
     )
     parser.set_defaults(command=run)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders that `fusedrnn train` left")
+    parser.add_argument("runs", type=filled, metavar="RUN", nargs="+", help="run folders that `fusedrnn train` left")
     parser.add_argument("--out", metavar="FILE", default="curves.png", help="a PNG file to write")
-    parser.add_argument("--title", default="", help="to write above it (default: what the run is)")
+    parser.add_argument("--title", help="to write above it (default: what the run is)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,9 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     if len(histories) == 1:
         ((name, history),) = histories.items()
         content = read_config(name)
-        picture = draw_curve(history, arguments.title or describe(content.train, content.label))
+        title = describe(content.train, content.label) if arguments.title is None else arguments.title
+        picture = draw_curve(history, title)
     else:
-        picture = draw_runs(histories, arguments.title)
+        picture = draw_runs(histories, arguments.title or "")
     write_atomically(out, picture)
     print(f"curves {out}")
     return 0

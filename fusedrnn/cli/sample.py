@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fusedrnn.cli.arguments import Commands, Help, add_run, check_device, count, seed
+from fusedrnn.cli.arguments import Commands, Help, add_run, check_device, count, filled, seed
 from fusedrnn.lm.corpus import decode
 from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.sampling import PROMPT, Choice, generate, generate_many
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default=PROMPT, help="text to go on from")
     prompt.add_argument(
-        "--prompt-file", metavar="FILE", help="a file with the text to go on from, - for standard input"
+        "--prompt-file", type=filled, metavar="FILE", help="a file with the text to go on from, - for standard input"
     )
     parser.add_argument("--length", type=int, default=200, metavar="N", help="tokens to write")
     parser.add_argument("--num", type=count, default=1, metavar="N", help="texts to write, side by side in one batch")
@@ -67,6 +67,8 @@ def _prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt_file is None:
         return str(arguments.prompt)
     origin = "standard input" if arguments.prompt_file == "-" else arguments.prompt_file
+    if arguments.prompt_file == "-" and sys.stdin is None:
+        raise ConfigError("cannot read standard input: it is closed")
     try:
         data = sys.stdin.buffer.read() if arguments.prompt_file == "-" else Path(arguments.prompt_file).read_bytes()
         return decode(data).removesuffix("\n")

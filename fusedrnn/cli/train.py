@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_device, add_threads, check_device
+from fusedrnn.cli import output
+from fusedrnn.cli.arguments import CORPUS, Commands, Help, add_data, add_device, add_threads, check_device, filled
 from fusedrnn.lm.config import TrainConfig, presets, read_preset, read_toml
 from fusedrnn.lm.corpus import Corpus, load_corpus, pydoc_in_place_of
 from fusedrnn.lm.errors import ConfigError, CorpusUnavailable
@@ -25,6 +26,8 @@ from fusedrnn.lm.workers import Workers, started
 
 if TYPE_CHECKING:
     from fusedrnn.lm.run_folder import RunFolder
+
+SIGPIPE = 13  # Windows has none of this name
 
 
 def add(commands: Commands) -> None:
@@ -37,11 +40,15 @@ def add(commands: Commands) -> None:
         formatter_class=Help,
     )
     parser.set_defaults(command=run)
-    parser.add_argument("corpus", metavar="CORPUS", nargs="?", help=f"{CORPUS} (default: timemachine)")
+    parser.add_argument("corpus", type=filled, metavar="CORPUS", nargs="?", help=f"{CORPUS} (default: timemachine)")
     start = parser.add_argument_group("start")
     start.add_argument("--preset", choices=presets(), metavar="NAME", help=f"a recipe: {', '.join(presets())}")
-    start.add_argument("--config", metavar="FILE", help="a TOML file of options, underscores for dashes, and corpus")
-    start.add_argument("--resume", metavar="DIR", help="go on with a run, to the bit, from its last checkpoint")
+    start.add_argument(
+        "--config", type=filled, metavar="FILE", help="a TOML file of options, underscores for dashes, and corpus"
+    )
+    start.add_argument(
+        "--resume", type=filled, metavar="DIR", help="go on with a run, to the bit, from its last checkpoint"
+    )
     groups = {name: parser.add_argument_group(name) for name in ("text", "model", "optimization", "run")}
     for field in dataclasses.fields(TrainConfig):
         _add_option(groups[field.metadata["group"]], field)
@@ -52,7 +59,9 @@ def add(commands: Commands) -> None:
     add_threads(groups["run"])
     add_device(groups["run"], "where to train")
     groups["run"].add_argument("--tensorboard", action="store_true", help="write event files into the run folder too")
-    groups["run"].add_argument("--out", metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)")
+    groups["run"].add_argument(
+        "--out", type=filled, metavar="DIR", help="run folder (default: runs/CORPUS-CELL-HIDDEN)"
+    )
     groups["run"].add_argument("--force", action="store_true", help="overwrite the run that is in the run folder")
 
 
@@ -80,11 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
     given = {field.name: getattr(arguments, field.name) for field in _given(arguments)}
     begin = _new if arguments.resume is None else _resumed
     with started(arguments.device) as (workers, device), _told_by(workers):
-        trainer, folder = begin(arguments, given, device, workers)
-        return _train(trainer, folder, arguments.tensorboard)
+        trainer, folder, start = begin(arguments, given, device, workers)
+        with contextlib.closing(folder):
+            return _train(trainer, folder, start, arguments.tensorboard)
 
 
-def _train(trainer: Trainer, folder: "RunFolder", tensorboard: bool) -> int:
+def _train(trainer: Trainer, folder: "RunFolder", start: Callable[[], None], tensorboard: bool) -> int:
+    """start: to be called once a step has succeeded, before anything else is written into the folder."""
+    from fusedrnn.lm import plots  # noqa: F401  # else it would be missing once the training has ended
     from fusedrnn.lm.progress import Progress
     from fusedrnn.lm.run_folder import describe
 
@@ -94,13 +106,13 @@ def _train(trainer: Trainer, folder: "RunFolder", tensorboard: bool) -> int:
         f"{config.batch_size} x {config.steps}, threads {torch.get_num_threads()}"
         + (f", processes {workers.count}" if workers.count > 1 else "")
     )
-    interruption = Interruption()
+    interruption, first = Interruption(), trainer.step + 1
     watch = _watch(folder.path) if tensorboard and workers.leads else None
 
     def after_step() -> None:
         due = config.save_every and trainer.step % config.save_every == 0
-        if trainer.step == 1:
-            folder.begin(trainer)
+        if trainer.step == first:
+            start()
         number = workers.largest(interruption.signal, trainer.device)
         if due or number:
             folder.save(trainer)
@@ -111,14 +123,19 @@ def _train(trainer: Trainer, folder: "RunFolder", tensorboard: bool) -> int:
     try:
         with interruption, Progress(config.epochs, len(trainer.batches), label) as progress:
             for epoch in trainer.run(after_step):
-                progress(epoch)
+                try:
+                    progress(epoch)
+                except BrokenPipeError:
+                    output.discard()
+                    interruption.signal = SIGPIPE
                 if watch:
                     watch(epoch, trainer.step)
                 if progress.ends_stretch(epoch):
                     folder.write_metrics(trainer)
     except Interrupted as interrupted:
-        print(f"interrupted after step {trainer.step} of {trainer.steps}; go on: fusedrnn train --resume {folder.path}")
-        return interrupted.status
+        left = f"interrupted after step {trainer.step} of {trainer.steps}; go on: fusedrnn train --resume {folder.path}"
+        print(left, file=sys.stderr if interrupted.number == SIGPIPE else sys.stdout)
+        return 128 + interrupted.number
     results = folder.finish(trainer)
     _print_results(results)
     print(continuation(trainer.best_model(), data.vocab, _closing_prompt(trainer), 50, TOKENIZERS[config.tokens]))
@@ -141,7 +158,7 @@ def _given(arguments: argparse.Namespace) -> list["dataclasses.Field[Any]"]:
 
 def _new(
     arguments: argparse.Namespace, given: dict[str, Any], device: torch.device, workers: Workers
-) -> "tuple[Trainer, RunFolder]":
+) -> "tuple[Trainer, RunFolder, Callable[[], None]]":
     from fusedrnn.lm.run_folder import RunFolder
 
     options = read_preset(arguments.preset) if arguments.preset else {}
@@ -154,12 +171,13 @@ def _new(
     corpus = _corpus(name, arguments)
     trainer = Trainer(config, corpus, device, workers)
     default = f"runs/{arguments.preset or f'{Path(corpus.name).stem}-{config.cell}-{config.hidden}'}"
-    return trainer, RunFolder(arguments.out or default, arguments.force, workers.leads)
+    folder = RunFolder(arguments.out or default, arguments.force, workers.leads)
+    return trainer, folder, lambda: folder.begin(trainer)
 
 
 def _resumed(
     arguments: argparse.Namespace, given: dict[str, Any], device: torch.device, workers: Workers
-) -> "tuple[Trainer, RunFolder]":
+) -> "tuple[Trainer, RunFolder, Callable[[], None]]":
     from fusedrnn.lm import checkpoint
     from fusedrnn.lm.run_folder import RunFolder, read_config, resume
 
@@ -168,7 +186,9 @@ def _resumed(
     if refused := [*own, *(name for name in given if name not in checkpoint.FREE)]:
         free = ", ".join((*checkpoint.FREE, "threads", "device")).replace("_", "-")
         raise ConfigError(f"--resume goes on with the run's own {', '.join(refused)}: it takes {free}")
-    torch.set_num_threads(arguments.threads or read_config(arguments.resume).threads)
+    threads = read_config(arguments.resume).threads
+    torch.set_num_threads(arguments.threads or threads)
+    folder = RunFolder.of(arguments.resume, workers.leads)
     trainer, warning = resume(arguments.resume, device, workers, **given)
     if warning:
         print(f"fusedrnn: {warning}; going on from the checkpoint before it", file=sys.stderr)
@@ -176,9 +196,9 @@ def _resumed(
         raise ConfigError(
             f"the run in {arguments.resume!r} has ended; give it more --epochs than {trainer.config.epochs}"
         )
-    folder = RunFolder.of(arguments.resume, workers.leads)
-    folder.write_config(trainer)
-    return trainer, folder
+    if trainer.step == 0:
+        return trainer, folder, lambda: folder.begin(trainer)
+    return trainer, folder, lambda: folder.go_on(trainer, from_before=bool(warning))
 
 
 def _corpus(name: str, arguments: argparse.Namespace) -> Corpus:
@@ -232,10 +252,10 @@ def _watch(folder: Path) -> Callable[[Epoch, int], None]:
 
 
 class Interrupted(Exception):
-    """The run was left between two steps, because of a signal."""
+    """The run was left between two steps, because of a signal, or because nobody reads what it prints."""
 
     def __init__(self, number: int):
-        self.status = 128 + number
+        self.number = number
 
 
 class Interruption:

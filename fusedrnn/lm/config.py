@@ -48,7 +48,7 @@ class Values:
 
 
 def integer(least: int, words: str = "") -> Values:
-    return Values(int, lambda value: least <= value < 2**63, words or f"an integer of at least {least}")
+    return Values(int, lambda value: least <= value < 2**63, words or f"an integer of at least {least}, below 2**63")
 
 
 def one_of(choices: tuple[str, ...]) -> Values:
@@ -58,6 +58,7 @@ def one_of(choices: tuple[str, ...]) -> Values:
 POSITIVE = Values(float, lambda value: 0 < value < math.inf, "a number above 0")
 NOT_NEGATIVE = Values(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 FRACTION = Values(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+THREADS = Values(int, lambda value: 1 <= value <= 4096, "from 1 to 4096")
 FLAG = Values(bool, lambda value: True, "true or false")
 
 
@@ -189,9 +190,11 @@ def _recipes() -> Any:
 
 def _read(data: bytes, origin: str) -> dict[str, Any]:
     try:
-        options = tomllib.loads(data.decode())
+        options = tomllib.loads(data.decode("utf-8-sig"))
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin}: nested too deeply") from None
     check_options(options, origin)
     return options
 

@@ -230,6 +230,8 @@ def _read(path: Path) -> bytes:
         raise
     except OSError as error:
         raise CorpusError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise CorpusError(f"cannot read {str(path)!r}: {error}") from None
 
 
 def _pydoc_text() -> str:

@@ -9,7 +9,7 @@ import torch
 from fusedrnn.lm.config import TrainConfig
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.errors import CorpusError
-from fusedrnn.lm.text import BYTES, TOKENIZERS, Vocab
+from fusedrnn.lm.text import BYTES, TOKENIZERS, UNKNOWN, Vocab
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Dataset:
             vocab = Vocab.of(BYTES)
         else:
             vocab = Vocab(tokens[:train] if config.tokens == "word" else tokens, config.max_vocab)
+        if vocab.idx_to_token == [UNKNOWN]:
+            raise CorpusError(f"the text has no token but {UNKNOWN}")
         sizes = (train, validation, test, len(tokens) - used)
         return cls(tokens, vocab, *vocab.encode(tokens).split(sizes))
 

@@ -75,17 +75,27 @@ def _axes(title: str) -> tuple[Axes, Figure]:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(steps=(1, 2, 5, 10), integer=True))
     axes.set(xlabel="epoch", ylabel="perplexity")
-    drawable = title.encode("latin-1", "backslashreplace").decode("latin-1")
-    axes.set_title(drawable, wrap=True, parse_math=False)
+    axes.set_title(_drawable(title), wrap=True)
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     return axes, figure
 
 
+def _drawable(text: str) -> str:
+    """What matplotlib draws as this text: its font has what is printable of Latin-1, and between two dollars it reads
+    mathematics.
+    """
+    known = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+    return known.encode("latin-1", "backslashreplace").decode("latin-1").replace("$", r"\$")
+
+
 def _draw(axes: Axes, line: Line, color: str, place: int) -> None:
     """A line, with the value at that place of it in the legend, and a mark there unless it is the last."""
     value = line.perplexities[place]
-    axes.plot(line.epochs, line.perplexities, color=color, linewidth=1.6, label=f"{line.name} {value:.2f}")
+    label = _drawable(f"{line.name} {value:.2f}")
+    if label.startswith("_"):  # which keeps it out of the legend
+        label = f" {label}"
+    axes.plot(line.epochs, line.perplexities, color=color, linewidth=1.6, label=label)
     if place >= 0 or len(line.epochs) == 1:
         axes.plot(line.epochs[place], value, color=color, marker="o", markersize=4)
 

@@ -13,7 +13,8 @@ STRETCHES = 20  # plain lines a run
 
 
 class Progress:
-    """A context manager to call with every epoch, and with every step.
+    """A context manager to call with every epoch, and with every step. A plain line that cannot be written raises
+    OSError: rich would end the process where a pipe is closed.
 
     batches: steps an epoch
     label: the corpus, named on every line
@@ -23,6 +24,7 @@ class Progress:
     def __init__(self, epochs: int, batches: int, label: str, console: rich.console.Console | None = None):
         self.epochs, self.label = epochs, label
         self.console = console or rich.console.Console(highlight=False, markup=False, soft_wrap=True)
+        self._rewrites = self.console.is_terminal and not self.console.is_dumb_terminal
         self._line = rich.progress.Progress(
             rich.progress.TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
             rich.progress.TextColumn(
@@ -34,26 +36,26 @@ class Progress:
         self._task = self._line.add_task(label, total=epochs * batches, numbers="")
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self._rewrites:
             self._line.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.console.is_terminal:
+        if self._rewrites:
             self._line.stop()
 
     def advance(self, step: int) -> None:
         """After so many steps."""
-        if self.console.is_terminal:
+        if self._rewrites:
             self._line.update(self._task, completed=step)
 
     def __call__(self, epoch: Epoch) -> None:
-        if self.console.is_terminal:
+        if self._rewrites:
             self._line.update(self._task, numbers=self._numbers(epoch))
         elif self.ends_stretch(epoch):
-            self.console.print(f"{self.label}  {self._numbers(epoch)}")
+            print(f"{self.label}  {self._numbers(epoch)}", file=self.console.file, flush=True)
 
     def ends_stretch(self, epoch: Epoch) -> bool:
         """Whether a plain line is due: after the first epoch, the last, and about STRETCHES in between."""

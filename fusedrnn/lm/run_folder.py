@@ -17,8 +17,10 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import platform
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,13 @@ import torch
 
 import fusedrnn
 from fusedrnn.lm import checkpoint
-from fusedrnn.lm.config import TrainConfig
+from fusedrnn.lm.config import THREADS, TrainConfig
 from fusedrnn.lm.corpus import Corpus
 from fusedrnn.lm.dataset import Dataset
 from fusedrnn.lm.errors import RunFolderError
 from fusedrnn.lm.evaluation import evaluate
-from fusedrnn.lm.files import write_atomically
+from fusedrnn.lm.files import lock, write_atomically
 from fusedrnn.lm.model import LanguageModel, build_model, distinct, with_ties
-from fusedrnn.lm.plots import draw_curve
 from fusedrnn.lm.text import Vocab
 from fusedrnn.lm.trainer import Epoch, Trainer
 from fusedrnn.lm.workers import ALONE, Workers
@@ -53,16 +54,20 @@ FILES = (
     "results.json",
     "curve.png",
 )
+GIVEN = ("metrics.csv", "model.safetensors", "results.json")
 
 
 class RunFolder:
     """A folder to write one run into. It is made, or found to be free, at once; nothing in it changes before begin().
+    Until close(), or as long as this object lives, no other process can have one of the same folder.
 
     leads: of several workers the one that writes; the others only take part where all have to
 
-    Raises RunFolderError when path holds anything and force is not set, when it holds something else than a run, and
-    when it cannot be made.
+    Raises RunFolderError when path holds anything and force is not set, when it holds something else than a run, when
+    another process is training in it, and when it cannot be made.
     """
+
+    _held: Callable[[], object] | None = None
 
     def __init__(self, path: str | Path, force: bool = False, leads: bool = True):
         self.path, self.leads = Path(path), leads
@@ -70,6 +75,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             present = {entry.name for entry in self.path.iterdir()}
         except OSError as error:
             raise RunFolderError(f"cannot make the run folder {str(self.path)!r}: {error.strerror}") from None
@@ -77,16 +83,37 @@ class RunFolder:
             raise RunFolderError(
                 f"the folder {str(self.path)!r} is not empty: choose another, or overwrite with --force"
             )
-        if "config.json" not in present and any(name not in FILES and not _is_temporary(name) for name in present):
-            raise RunFolderError(f"the folder {str(self.path)!r} holds something that is no run; it is left alone")
+        left_alone = f"the folder {str(self.path)!r} holds something that is no run; it is left alone"
+        if "config.json" in present:
+            try:
+                read_config(self.path)
+            except RunFolderError as error:
+                raise RunFolderError(f"{left_alone}: {error}") from None
+        elif any(name not in FILES and not _is_temporary(name) for name in present):
+            raise RunFolderError(left_alone)
 
     @classmethod
     def of(cls, path: str | Path, leads: bool = True) -> "RunFolder":
-        """The folder of a run that is to go on."""
+        """The folder of a run that is to go on. Raises RunFolderError when another process is training in it."""
         folder = cls.__new__(cls)
         folder.path, folder.leads = Path(path), leads
-        folder._remove_temporary()
+        if leads:
+            folder._lock()
+            folder._remove_temporary()
         return folder
+
+    def _lock(self) -> None:
+        try:
+            descriptor = lock(self.path)
+        except BlockingIOError:
+            raise RunFolderError(f"another process is training in {str(self.path)!r}") from None
+        if descriptor is not None:
+            self._held = weakref.finalize(self, os.close, descriptor)
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        if self._held:
+            self._held()
 
     def begin(self, trainer: Trainer) -> None:
         """Remove an earlier run's files and write all that is known before training."""
@@ -97,9 +124,19 @@ class RunFolder:
         corpus = trainer.corpus
         self._write("text.txt", corpus.data)
         self._write("vocab.json", trainer.data.vocab.to_json().encode())
-        self.write_config(trainer)
+        self._write_config(trainer)
 
-    def write_config(self, trainer: Trainer) -> None:
+    def go_on(self, trainer: Trainer, from_before: bool) -> None:
+        """In place of begin for a run that has gone on from a checkpoint: write its options as they are now.
+
+        from_before: it was the one before the last; the last is no good and is removed, else the next would take the
+            place of the only good one
+        """
+        if self.leads and from_before:
+            (self.path / checkpoint.LAST).unlink(missing_ok=True)
+        self._write_config(trainer)
+
+    def _write_config(self, trainer: Trainer) -> None:
         corpus = trainer.corpus
         self._write_json("config.json", {
             "format": FORMAT,
@@ -121,7 +158,10 @@ class RunFolder:
         })  # fmt: skip
 
     def save(self, trainer: Trainer) -> None:
-        """Write what the run can go on from, and what it has given so far."""
+        """Write what the run can go on from, and what it has given so far. Raises TrainingDiverged, and writes nothing
+        then.
+        """
+        trainer.check()
         checkpoint.save(self.path, trainer)
         self.write_weights(trainer)
         self.write_metrics(trainer)
@@ -140,15 +180,20 @@ class RunFolder:
         self._write("model.safetensors", safetensors.torch.save(named))
 
     def finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Write what training gave, last a checkpoint of its end; returns what results.json holds."""
+        """Write what training gave, a checkpoint of its end, and the curve; returns what results.json holds. Raises
+        TrainingDiverged, and writes nothing then.
+        """
+        trainer.check()
         self.write_weights(trainer)
         self.write_metrics(trainer)
         results = results_of(trainer)
         self._write_json("results.json", results)
-        if self.leads:
-            self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
         if trainer.config.save_every:
             checkpoint.save(self.path, trainer)
+        if self.leads:
+            from fusedrnn.lm.plots import draw_curve  # who reads a run needs no matplotlib
+
+            self._write("curve.png", draw_curve(trainer.history, describe(trainer.config, trainer.corpus.label)))
         return results
 
     def _remove_temporary(self) -> None:
@@ -228,10 +273,14 @@ def resume(
 ) -> tuple[Trainer, str]:
     """The trainer of a run folder, to go on from its last checkpoint; changes are options of checkpoint.FREE.
 
-    Returns it, and what was wrong with the last checkpoint where the one before was taken. Raises RunFolderError.
+    Returns it, and what was wrong with the last checkpoint where the one before was taken. Raises RunFolderError, also
+    where there is no checkpoint and the start would take away what the run has given.
     """
     folder = Path(path)
     content = read_config(folder)
+    present = {entry.name for entry in folder.iterdir()}
+    if present.isdisjoint((checkpoint.LAST, checkpoint.BEFORE)) and not present.isdisjoint(GIVEN):
+        raise RunFolderError(f"the run in {str(path)!r} has no checkpoint to go on from; train it anew with --force")
     trainer = Trainer(dataclasses.replace(content.train, **changes), read_corpus(folder, content), device, workers)
     return trainer, checkpoint.load(folder, trainer)
 
@@ -243,7 +292,7 @@ def read_history(path: str | Path) -> list[Epoch]:
     names = [field.name for field in dataclasses.fields(Epoch)]
     data = _read(file)
     try:
-        rows = list(csv.DictReader(data.decode().splitlines()))
+        rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
         history = [Epoch(**{name: numbers.get(name, float)(row[name]) for name in names}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{file}: not the metrics of a run: {error}") from None
@@ -305,15 +354,15 @@ def read_config(folder: str | Path) -> Content:
         content: Any = json.loads(_read(path))
         if content["format"] != FORMAT:
             raise RunFolderError(f"{path}: format {content['format']!r}, this version reads {FORMAT}")
-        corpus, threads = content["corpus"], content["environment"]["threads"]
+        corpus, threads = content["corpus"], THREADS.check("threads", content["environment"]["threads"])
         train = TrainConfig(**content["train"])
         words = {key: str(corpus[key]) for key in ("label", "name", "stands_in_for", "sha1")}
-        return Content(train, threads=int(threads), **words)
+        return Content(train, threads=threads, **words)
     except RunFolderError:
         raise
     except KeyError as error:
         raise RunFolderError(f"{path}: no entry {error}") from None
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path}: {error}") from None
 
 
@@ -322,7 +371,7 @@ def _read_vocab(path: Path) -> Vocab:
         return Vocab.from_json(_read(path).decode())
     except RunFolderError:
         raise
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise RunFolderError(f"{path}: {error}") from None
 
 

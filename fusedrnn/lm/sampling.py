@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fusedrnn.lm.errors import ConfigError
 from fusedrnn.lm.model import LanguageModel
-from fusedrnn.lm.text import TOKENIZERS, Tokenizer, Vocab
+from fusedrnn.lm.text import TOKENIZERS, UNKNOWN, Tokenizer, Vocab
 
 PROMPT = "time traveller"
 
@@ -92,6 +92,8 @@ def generate_many(
     token of each.
     """
     unknown = sorted({token for token in prompt if token not in vocab})
+    if vocab.idx_to_token == [UNKNOWN]:
+        raise ConfigError(f"the model knows no token but {UNKNOWN}, which is never produced")
     if not prompt:
         raise ConfigError("the prompt is empty")
     if unknown:

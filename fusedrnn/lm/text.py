@@ -57,7 +57,8 @@ class Bytes(Tokenizer):
     unit = "byte"
 
     def split(self, text: str) -> str:
-        return text.encode().decode("latin-1")
+        """Bytes that are not UTF-8 are those that Python escaped, as it does in what is typed."""
+        return text.encode(errors="surrogateescape").decode("latin-1")
 
     def spell(self, tokens: Iterable[str]) -> Iterator[str]:
         """What is not UTF-8 is shown as U+FFFD."""

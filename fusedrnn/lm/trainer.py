@@ -177,8 +177,7 @@ class Trainer:
         number, validation = len(self.history) + 1, None
         with self._clock():
             loss = self.workers.mean(torch.stack(self.losses).mean()).item()
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"the loss became {loss} in epoch {number}: lower lr, or clip the gradients more")
+        self._check("the loss", loss)
         spent = self.seconds - (self.history[-1].seconds if self.history else 0.0)
         speed = len(self.losses) * self.config.batch_size * self.config.steps / spent
         if len(self.data.validation):
@@ -192,6 +191,20 @@ class Trainer:
         lr = learning_rate(self.config, self.step - 1, self.steps)
         self.history.append(Epoch(number, loss, perplexity(loss), validation, of_validation, lr, speed, self.seconds))
         self.begin_epoch()
+
+    def check(self) -> None:
+        """Raises TrainingDiverged where the last loss of this epoch, or a weight, is not finite; of several workers all
+        have to ask.
+        """
+        if self.losses:
+            self._check("the loss", self.workers.mean(self.losses[-1]).item())
+        for parameter in self.parameters:
+            self._check("a weight", parameter.detach().abs().max().item())
+
+    def _check(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            epoch = -(-self.step // len(self.batches))
+            raise TrainingDiverged(f"{name} became {value} in epoch {epoch}: lower lr, or clip the gradients more")
 
     def _validate(self) -> float:
         with self._autocast():

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from fusedrnn import dispatch
 from fusedrnn.cli import main
-from fusedrnn.lm import CORPORA, checkpoint
+from fusedrnn.lm import CORPORA, checkpoint, plots
 from fusedrnn.lm.run_folder import FILES, read_history
 from fusedrnn.lm.text import TOKENIZERS
 
@@ -189,6 +190,10 @@ def in_run(change, command="sample"):
     return arguments
 
 
+def edit(path, pattern, new):
+    path.write_text(re.sub(pattern, new, path.read_text()))
+
+
 TRAIN = ["train", "pydoc", *TINY]
 BAD_INPUT = {
     "nothing": ([], "required"),
@@ -221,6 +226,25 @@ BAD_INPUT = {
         in_run(lambda run: [(run / name).write_bytes(b"") for name in (checkpoint.LAST, checkpoint.BEFORE)], "resume"),
         "damaged",
     ),
+    "many threads": ([*TRAIN, "--threads", "99999999999"], "--threads: must be from 1 to 4096, got 99999999999"),
+    "huge hidden": ([*TRAIN, "--hidden", "100000000"], "memory is short"),
+    "too huge hidden": ([*TRAIN, "--hidden", str(2**62)], "a size beyond what torch counts"),
+    "huger hidden": ([*TRAIN, "--hidden", str(2**63)], "below 2**63, got 9223372036854775808"),
+    "empty corpus name": (["train", ""], "CORPUS: must not be empty"),
+    "empty options": ([*TRAIN, "--config", ""], "--config: must not be empty"),
+    "empty run folder": ([*TRAIN, "--out", ""], "--out: must not be empty"),
+    "corpus with a NUL": (toml('corpus = "a\\u0000b"'), "embedded null"),
+    "bench huge": (["bench", "--H", str(10**23)], "a size beyond what torch counts"),
+    "plot nowhere to write": (
+        lambda tmp_path: ["plot", tmp_path / "run", "--out", "nodir/x.png"],
+        "error: nodir/x.png: No such file or directory",
+    ),
+    "sample huge": (lambda tmp_path: ["sample", tmp_path / "run", "--num", str(10**13)], "memory is short"),
+    "resume without threads": (
+        in_run(lambda run: edit(run / "config.json", r'"threads": \d+', '"threads": 0'), "resume"),
+        "threads must be from 1 to 4096, got 0",
+    ),
+    "nested config": (in_run(lambda run: (run / "config.json").write_text("[" * 100_000)), "config.json: "),
     "no threads": ([*TRAIN, "--threads", "0"], "--threads"),
     "negative max-tokens": ([*TRAIN, "--max-tokens", "-5"], "max_tokens must be"),
     "divergence": ([*TRAIN, "--cell", "rnn_relu", "--lr", "1e30", "--clip", "0", "--epochs", "20"], "the loss became"),
@@ -330,3 +354,13 @@ def test_as_a_module():
     assert done.stderr.startswith("fusedrnn: error: corpus 'nowhere.txt'")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_title_may_be_empty(call, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr(plots, "draw_curve", lambda history, title: drawn.append(title) or b"")
+    for options in ([], ["--title", ""], ["--title", "$a$"]):
+        assert call("plot", run, *options)[0] == 0
+    assert drawn == ["gru 16, pydoc, first 1,000 tokens", "", "$a$"]
+    assert "default: )" not in call("plot", "--help")[1]

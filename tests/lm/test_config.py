@@ -17,7 +17,7 @@ from fusedrnn.lm.model import build_model
         ({"library": "jax"}, "library must be one of"),
         ({"init": "zeros"}, "init must be one of"),
         ({"tokens": "syllable"}, "tokens must be one of"),
-        ({"hidden": 0}, "hidden must be an integer of at least 1, got 0"),
+        ({"hidden": 0}, r"hidden must be an integer of at least 1, below 2\*\*63, got 0"),
         ({"hidden": True}, "hidden must be an integer"),
         ({"layers": 1.5}, "layers must be an integer"),
         ({"epochs": -1}, "epochs must be"),
@@ -119,6 +119,12 @@ def test_parts_of_less_than_two_tokens_are_refused(small):
             Dataset.of(complete(TrainConfig(max_tokens=1000, **{part: 0.001}), small), small)
 
 
+def test_a_text_of_nothing_known_is_refused():
+    corpus = dataclasses.replace(load_corpus("pydoc"), data=b"<unk> <unk> <unk>", tokens="word", max_tokens=0)
+    with pytest.raises(CorpusError, match="the text has no token but <unk>"):
+        Dataset.of(complete(TrainConfig(tokens="word"), corpus), corpus)
+
+
 def test_words_know_what_was_trained_on_alone():
     corpus = dataclasses.replace(load_corpus("pydoc"), data=b"a b c a b\nd e f\n", tokens="word", max_tokens=0)
     data = Dataset.of(complete(TrainConfig(tokens="word", max_vocab=2, test=0.5), corpus), corpus)
@@ -141,3 +147,14 @@ def test_config_is_completed_by_the_corpus(small):
     config = complete(TrainConfig(tokens="char", max_tokens=0), small)
     assert (config.tokens, config.max_tokens) == ("char", 0)
     assert complete(TrainConfig(max_tokens=10**9), small).max_tokens == 0
+
+
+def test_toml_that_is_nested_deeply(tmp_path):
+    (tmp_path / "options.toml").write_text("hidden = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"options\.toml: nested too deeply"):
+        read_toml(tmp_path / "options.toml")
+
+
+def test_a_byte_order_mark_is_no_option(tmp_path):
+    (tmp_path / "options.toml").write_bytes(b"\xef\xbb\xbfhidden = 3")
+    assert read_toml(tmp_path / "options.toml") == {"hidden": 3}

@@ -36,3 +36,8 @@ def test_terminal_line_rewrites_itself_and_fits(label):
     assert last.startswith("epoch 500/500  loss 2.5000  perplexity 12.182  123,457 tokens/s  ETA 0:00")
     assert len(last) <= 80
     assert output.count("\n") <= 2
+
+
+def test_a_terminal_that_cannot_rewrite_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert told(100, force_terminal=True) == told(100)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pickle
 import resource
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 from fusedrnn.cli import main
 from fusedrnn.lm import RunFolderError, Trainer, checkpoint
-from fusedrnn.lm.run_folder import resume
+from fusedrnn.lm.run_folder import GIVEN, resume
 
 from .conftest import SMALL
 
@@ -181,6 +182,43 @@ def test_where_the_last_checkpoint_is_no_good_the_one_before_serves(run, damage)
     with pytest.raises(RunFolderError, match="damaged") as caught:
         resume(run)
     assert "\n" not in str(caught.value)
+
+
+def test_the_good_checkpoint_is_there_until_the_next_is_whole(run, monkeypatch):
+    """Ended between the two renames of its first checkpoint, a run that went on from the one before goes on again."""
+    cut(run / checkpoint.LAST)
+    replace = os.replace
+
+    def die(source, target):
+        replace(source, target)
+        if checkpoint.BEFORE in str(target) or checkpoint.LAST in str(source):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    main(["train", "--resume", str(run), "--epochs", "4", "--save-every", "1"])
+    monkeypatch.undo()
+    assert resume(run)[0].step >= 24
+
+
+def test_an_option_that_does_not_work_is_not_kept(run, capsys):
+    before = (run / "config.json").read_bytes()
+    assert main(["train", "--resume", str(run), "--epochs", "3", "--backend", "triton"]) == 2
+    assert "backend 'triton' cannot run" in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before
+    assert main(["train", "--resume", str(run), "--epochs", "3", "--backend", "reference"]) == 0
+    assert json.loads((run / "config.json").read_text())["train"]["backend"] == "reference"
+
+
+@pytest.mark.parametrize("kept", GIVEN)
+def test_a_run_without_checkpoints_is_not_begun_anew(run, kept, capsys):
+    for name in {*GIVEN, checkpoint.LAST, checkpoint.BEFORE} - {kept}:
+        (run / name).unlink()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert main(["train", "--resume", str(run), "--epochs", "3"]) == 2
+    assert "has no checkpoint to go on from; train it anew with --force" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    (run / kept).unlink()
+    assert resume(run)[0].step == 0
 
 
 def test_other_text_is_refused(run):

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 
 from fusedrnn.cli import main
-from fusedrnn.lm import RunFolderError, Trainer, checkpoint
+from fusedrnn.lm import RunFolderError, Trainer, TrainingDiverged, checkpoint, plots
 from fusedrnn.lm.corpus import pydoc_in_place_of
 from fusedrnn.lm.plots import draw_curve
-from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history
+from fusedrnn.lm.run_folder import FILES, RunFolder, describe, load_run, read_history, resume
 
 from .conftest import SMALL
 
@@ -77,6 +77,31 @@ def test_every_output_names_what_a_corpus_stands_in_for(tmp_path):
     assert label in describe(trainer.config, label)
 
 
+@pytest.mark.parametrize("where", ["loss", "weight", "last weight"])
+def test_what_has_diverged_is_not_saved(run, where):
+    """A loss is known before the step that follows from it: its weights may be the first to go."""
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    trainer, _ = resume(run, epochs=3)
+
+    def after_step():
+        if where == "loss":
+            trainer.losses[-1].fill_(torch.inf)
+        elif where == "weight" or trainer.step == trainer.steps:
+            trainer.model.head.bias.data[1] = torch.nan
+        if where != "last weight":
+            RunFolder.of(run).save(trainer)
+
+    with pytest.raises(TrainingDiverged, match=r"(the loss became inf|a weight became nan) in epoch 3"):
+        for _ in trainer.run(after_step):
+            RunFolder.of(run).finish(trainer)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_corpus_of_any_name_is_read_back(tmp_path, small):
+    trainer = trained(dataclasses.replace(small, name='a\u2028b\nc\r,"d'), tmp_path / "run")
+    assert read_history(tmp_path / "run") == trainer.history
+
+
 def test_used_folder_is_refused_and_left_as_it_was(run):
     before = {path: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(RunFolderError, match="is not empty"):
@@ -97,6 +122,39 @@ def test_force_leaves_alone_what_is_no_run(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderError, match="holds something that is no run"):
         RunFolder(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", '{"model_type": "gpt2"}', "not json"])
+def test_force_leaves_alone_what_another_program_configures(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_text("of a model of theirs")
+    with pytest.raises(RunFolderError, match=r"holds something that is no run; it is left alone: .*config\.json: "):
+        RunFolder(tmp_path, force=True)
+
+
+def test_a_folder_is_one_processs_at_a_time(run, tmp_path, capsys):
+    """A second open of it is refused in one process as in two."""
+    options = ["--hidden", "8", "--batch-size", "4", "--steps", "5", "--max-tokens", "500", "--epochs", "1"]
+    for path, arguments in (
+        (tmp_path / "new", ["pydoc", *options, "--out", str(tmp_path / "new")]),
+        (run, ["pydoc", *options, "--out", str(run), "--force"]),
+        (run, ["--resume", str(run), "--epochs", "3"]),
+    ):
+        held = RunFolder(path, force=True)
+        half_written = path / ".checkpoint.safetensors.1.tmp"
+        half_written.touch()
+        before = files(path)
+        assert main(["train", *arguments]) == 2
+        assert f"another process is training in '{path}'" in capsys.readouterr().err
+        assert files(path) == before
+        del held
+        half_written.unlink()
+    assert main(["train", *arguments]) == 0
+
+
+def test_workers_that_do_not_lead_share_the_folder(run):
+    folders = [RunFolder.of(run, leads) for leads in (True, False, False)]
+    assert len(folders) == 3
 
 
 def test_folder_that_cannot_be_made(tmp_path):
@@ -164,4 +222,33 @@ def test_history_is_read_back_and_drawn(run, tmp_path, small, capsys, monkeypatc
 def test_curve_of_any_title_and_length(small):
     trainer = Trainer(SMALL, small)
     next(trainer.run())
-    assert draw_curve(trainer.history, "one epoch of $a$ \u6f22 " + "long " * 40).startswith(b"\x89PNG")
+    for title in ("one epoch of $a$ \u6f22 " + "long " * 40, "long " * 40 + r"$\frac$", r"a\$_$"):
+        assert draw_curve(trainer.history, title).startswith(b"\x89PNG")
+
+
+def test_every_run_is_in_the_legend_by_its_name(small, monkeypatch):
+    drawn = []
+    png = plots._png
+
+    def seen(figure, axes):
+        drawn.append(axes)
+        return png(figure, axes)
+
+    monkeypatch.setattr(plots, "_png", seen)
+    trainer = Trainer(SMALL, small)
+    next(trainer.run())
+    names = [r"$\frac$", "_u", "$a_$", "r\u6f22"]
+    plots.draw_runs(dict.fromkeys(names, trainer.history), "$b_$")
+    value = f" {trainer.history[0].perplexity:.2f}"
+    shown = [text.get_text().replace(r"\$", "$").strip() for text in drawn[0].get_legend().get_texts()]
+    assert shown == [name.replace("\u6f22", r"\u6f22") + value for name in names]
+
+
+def test_a_curve_that_cannot_be_drawn_costs_no_checkpoint(tmp_path, small, monkeypatch):
+    def fail(history, title):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(plots, "draw_curve", fail)
+    with pytest.raises(RuntimeError, match="no picture"):
+        trained(small, tmp_path / "run")
+    assert resume(tmp_path / "run")[0].finished

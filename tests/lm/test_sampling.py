@@ -88,6 +88,12 @@ def test_several_texts_side_by_side(model):
     assert len({"".join(text) for text in zip(*draws, strict=True)}) == 3
 
 
+def test_a_vocabulary_of_nothing_known():
+    vocab = Vocab(["<unk>"])
+    with pytest.raises(ConfigError, match="the model knows no token but <unk>"):
+        generate_many(build_model(1, TrainConfig(hidden=8)), vocab, ["<unk>"], 1, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

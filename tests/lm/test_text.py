@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 from collections import Counter
 
 import pytest
@@ -42,6 +43,10 @@ def test_characters_and_bytes_spell_the_text_they_came_from(tokenizer, text):
 
 def test_bytes_are_known_as_soon_as_their_character_is_whole():
     assert list(BYTE.spell("a" + "é".encode().decode("latin-1") + "\xff")) == ["a", "", "é", "\ufffd", ""]
+
+
+def test_bytes_that_are_typed_need_not_be_utf_8():
+    assert BYTE.split_prompt(os.fsdecode(b"a\xff")) == "a\xff"
 
 
 def test_words_and_line_ends():
