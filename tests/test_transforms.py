@@ -1,6 +1,5 @@
-"""torch.func, vmap of the raw ops, double backward, checkpointing, autocast, fake tensors: the transforms of torch."""
+"""torch.func, vmap of the raw ops, double backward, autocast, fake tensors: the transforms of torch."""
 
-import contextlib
 import warnings
 
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
-from torch.utils.checkpoint import checkpoint
 
 import fusedrnn
 from fusedrnn import ops
@@ -350,37 +348,6 @@ def test_gradient_penalty(name, options):
 def test_gradient_penalty_of_cells(name):
     ours, theirs = pair(name)
     agree(gradients(ours, penalty, input_of(name)), gradients(theirs, penalty, input_of(name)))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
-def test_checkpointing_changes_no_gradient(name, reentrant):
-    ours, _ = pair(name)
-    x = input_of(name)
-    got = gradients_of_checkpoint(ours, x, reentrant)
-    assert all(map(torch.equal, got, gradients(ours, lambda net, x: scalar(net(x)), x)))
-
-
-@pytest.mark.parametrize("profiled", ["forward", "backward"])
-@pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
-def test_checkpointing_with_a_profiler_around_one_half(name, profiled):
-    ours, _ = pair(name)
-    x = input_of(name)
-    halves = {half: contextlib.nullcontext() for half in ("forward", "backward")}
-    halves[profiled] = torch.profiler.profile()
-    with halves["forward"]:
-        outputs = checkpoint(lambda x: tuple(tensors(ours(x))), x, use_reentrant=False)
-    with halves["backward"]:
-        got = torch.autograd.grad(scalar(outputs), list(ours.parameters()))
-    assert all(map(torch.equal, got, gradients(ours, lambda net, x: scalar(net(x)), x)[1:]))
-
-
-def gradients_of_checkpoint(module: nn.Module, x: torch.Tensor, reentrant: bool) -> list[torch.Tensor]:
-    """Into .grad: the reentrant kind knows no other way."""
-    x = x.clone().requires_grad_()
-    outputs = checkpoint(lambda x: tuple(tensors(module(x))), x, use_reentrant=reentrant)  # it sees no nested tuples
-    scalar(outputs).backward()
-    return [x.grad, *(p.grad for p in module.parameters())]
 
 
 @pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
