@@ -24,13 +24,13 @@ def threads(request):
 
 
 def fastest(*works, rounds: int = 7) -> list[float]:
-    """The least seconds of each, by turns."""
+    """The least seconds of processor time of each, by turns: other processes may be running."""
     least = [torch.inf] * len(works)
     for _ in range(rounds):
         for k, work in enumerate(works):
-            start = time.perf_counter()
+            start = time.process_time()
             work()
-            least[k] = min(least[k], time.perf_counter() - start)
+            least[k] = min(least[k], time.process_time() - start)
     return least
 
 
