@@ -100,25 +100,29 @@ FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_hidden(int64_t numbers, int64_t co
   });
 }
 
-// The multiprocessors that a layer of so many batch tiles in all directions takes at once, or would if there were as many;
-// and the turns by which it takes them.
+// f(kernel) of that which a layer of so many batch tiles in all directions is given to; 0: to none.
+template <class F>
+static int64_t of_chosen(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs, int64_t H, int64_t tiles,
+                         const Limits& limits, const F& f) {
+  return with_kind(numbers, columns, [&]<class Kind>(Kind) -> int64_t {
+    const auto* const kernel = chosen(kernels<Kind>, cell, inputs, H, tiles, limits);
+    return kernel ? f(*kernel) : 0;
+  });
+}
+
+// The multiprocessors that it takes at once, or would if there were as many; and the turns by which it takes them.
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_processors(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
                                                          int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
                                                          int64_t processors) {
-  const Limits limits{shared, ctas, processors};
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    const auto* const kernel = chosen(kernels<Kind>, cell, inputs, H, tiles, limits);
-    return kernel ? tiles * kernel->ctas : 0;
-  });
+  return of_chosen(numbers, columns, cell, inputs, H, tiles, {shared, ctas, processors},
+                   [&](const auto& kernel) { return tiles * kernel.ctas; });
 }
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_turns(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
                                                     int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
                                                     int64_t processors) {
   const Limits limits{shared, ctas, processors};
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    const auto* const kernel = chosen(kernels<Kind>, cell, inputs, H, tiles, limits);
-    return kernel ? turns_of(*kernel, tiles, limits) : 0;
-  });
+  return of_chosen(numbers, columns, cell, inputs, H, tiles, limits,
+                   [&](const auto& kernel) { return turns_of(kernel, tiles, limits); });
 }
 
 // Why no kernel runs on the device that is in use, or null.
