@@ -106,3 +106,7 @@ class Call(NamedTuple):
         if self.batch_first and self.row_offsets is None:
             return like.new_empty_strided(shape, (width, shape[0] * width, 1))
         return like.new_empty(shape)
+
+    def in_order(self, rows: Tensor) -> Tensor:
+        """`rows`, which are dense as they are numbered, in the memory order asked for."""
+        return self.new_rows(rows.shape[-1]).copy_(rows) if self.batch_first else rows

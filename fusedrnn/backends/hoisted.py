@@ -59,8 +59,7 @@ def flat_rows(call: Call) -> Tensor:
 def input_gradient(call: Call, dgates: Tensor) -> Tensor:
     """dgates W_ih, both directions in one product."""
     both = dgates[0] if call.D == 1 else torch.cat(tuple(dgates), -1)
-    dx = (both @ torch.cat([w.w_ih for w in call.weights])).view(call.x.shape)
-    return call.new_rows(call.I).copy_(dx) if call.batch_first else dx
+    return call.in_order((both @ torch.cat([w.w_ih for w in call.weights])).view(call.x.shape))
 
 
 def strides(call: Call, rows: Tensor) -> tuple[int, int]:

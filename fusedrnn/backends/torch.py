@@ -88,11 +88,6 @@ def _zeros_like(call: Call) -> Call:
     return call._replace(x=zeros(call.x), h0=zeros(call.h0), c0=zeros(call.c0), weights=weights)
 
 
-def _like_rows(call: Call, rows: Tensor) -> Tensor:
-    """`rows` in the memory order that the call asks for."""
-    return call.new_rows(rows.shape[-1]).copy_(rows) if call.batch_first else rows
-
-
 # oneDNN: LSTM in float32, dense. One call runs one direction.
 
 _LSTM = 2  # `mode` of the two ops, which number the cells as cuDNN does
@@ -143,7 +138,7 @@ class _OneDnn:
                 _OneDnn.workspaces.clear()
             _OneDnn.workspaces[call.T, call.B, call.I, call.H] = workspaces[0].numel()
         return (
-            _like_rows(call, ys[0] if call.D == 1 else torch.cat(ys, -1)),
+            call.in_order(ys[0] if call.D == 1 else torch.cat(ys, -1)),
             torch.stack(hs),
             c_n,
             _stacked(workspaces) if train else c_n.new_empty(0),
@@ -167,7 +162,7 @@ class _OneDnn:
             dh0.append(one_dh0)
             dc0.append(one_dc0)
             weights += [dw_ih, dw_hh, *((db_ih, db_hh.clone()) if biased else (None, None)), None]
-        return [_like_rows(call, dx[0] if call.D == 1 else dx[0] + dx[1]), torch.stack(dh0), torch.stack(dc0), *weights]
+        return [call.in_order(dx[0] if call.D == 1 else dx[0] + dx[1]), torch.stack(dh0), torch.stack(dc0), *weights]
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
@@ -217,7 +212,7 @@ class _CuDnn:
             )  # fmt: skip
         empty = y.new_empty
         return (
-            _like_rows(call, _backwards(call, y)),
+            call.in_order(_backwards(call, y)),
             h_n,
             c_n if call.c0 is not None else empty(0),
             reserve if train else empty(0),
@@ -239,7 +234,7 @@ class _CuDnn:
         # The gradients of the weights are windows of one buffer; outputs of an op may not share memory.
         given = iter([g.clone() for g in dweights])
         grads = [None if w is None else next(given) for direction in call.weights for w in direction]
-        return [_like_rows(call, _backwards(call, dx)), dh0, dc0 if call.c0 is not None else None, *grads]
+        return [call.in_order(_backwards(call, dx)), dh0, dc0 if call.c0 is not None else None, *grads]
 
 
 def _backwards(call: Call, rows: Tensor) -> Tensor:
