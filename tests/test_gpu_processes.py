@@ -56,3 +56,21 @@ def test_a_stage_that_is_ended_ends_what_it_runs(child):
         os.kill(process.pid, signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     assert_ends(child)
+
+
+def test_a_stage_that_is_ended_while_it_begins_something_ends_it(child):
+    code = f"""
+import subprocess, time
+from benchmarks.gpu import processes
+
+class Slow(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        time.sleep(1)  # SIGTERM comes here
+
+subprocess.Popen = Slow
+processes.leave_on_sigterm()
+processes.run(["sh", "-c", "echo $$ > {child}; kill -TERM $PPID; exec sleep 60"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=micro.ROOT).returncode == 128 + signal.SIGTERM
+    assert_ends(child)

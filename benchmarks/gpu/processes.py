@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 GRACE = 2  # seconds between SIGTERM and SIGKILL
@@ -16,8 +16,9 @@ GRACE = 2  # seconds between SIGTERM and SIGKILL
 def run(command: Sequence[str | Path], seconds: float | None = None, **options) -> subprocess.CompletedProcess:
     """subprocess.run in a process group of its own, of which nothing is left. Raises TimeoutExpired, with all that was
     said, as text."""
-    with subprocess.Popen(command, text=True, process_group=0, **options) as process:
+    with _sigterm_kept() as let_come, subprocess.Popen(command, text=True, process_group=0, **options) as process:
         try:
+            let_come()
             said = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as late:
             _end(process)
@@ -39,6 +40,24 @@ def _end(process: subprocess.Popen) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[Callable[[], None]]:
+    """Keeps SIGTERM until what is given is called: what has begun and has no name yet could not be ended."""
+    came: list[int] = []
+    handler = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+
+    def let_come() -> None:
+        signal.signal(signal.SIGTERM, handler)
+        if came:
+            came.clear()
+            signal.raise_signal(signal.SIGTERM)
+
+    try:
+        yield let_come
+    finally:
+        let_come()
 
 
 def leave_on_sigterm() -> None:
