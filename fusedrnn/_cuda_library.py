@@ -16,14 +16,14 @@ import torch
 
 from fusedrnn._elf import is_cut_off
 
-_INTERFACE = 4  # as interface_number in csrc/cuda/kernels.cuh
+_INTERFACE = 5  # as interface_number in csrc/cuda/kernels.cuh
 _FUNCTIONS = {
     "forward": (ctypes.c_char_p, 9),
     "backward": (ctypes.c_char_p, 9),
     "forward_hidden": (ctypes.c_int64, 7),
     "backward_hidden": (ctypes.c_int64, 7),
-    "forward_processors": (ctypes.c_int64, 9),
-    "forward_turns": (ctypes.c_int64, 9),
+    "forward_needs": (ctypes.c_int64, 10),
+    "backward_needs": (ctypes.c_int64, 10),
     "ctas": (ctypes.c_int64, 0),
     "missing": (ctypes.c_char_p, 0),
     "interface": (ctypes.c_int64, 0),

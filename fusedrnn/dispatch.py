@@ -40,7 +40,8 @@ class Fastest(NamedTuple):
 
 # By compute capability, the first that covers a problem counts. It is filled from what `make gpu` leaves in
 # benchmarks/results, named beside each line; no GPU has been measured. What none covers goes to torch's library, cuDNN,
-# and what that lacks to the kernels in the order in which they are expected to be fast.
+# and what that lacks to the kernels in the order in which they are expected to be fast, those last that wait through
+# memory.
 FASTEST_ON_GPU: dict[tuple[int, int], tuple[Fastest, ...]] = {}
 
 _environment = os.environ.get("FUSEDRNN_BACKEND", "")
@@ -98,7 +99,8 @@ def preference(problem: Problem) -> tuple[str, ...]:
         return ("cpu", "torch", "reference")
     measured = FASTEST_ON_GPU.get(_capability(), ())
     first = [fastest.backend for fastest in measured if fastest.covers(problem)][:1]
-    return tuple(dict.fromkeys((*first, "torch", "cuda", "triton", "reference")))
+    others = sorted(("cuda", "triton"), key=lambda name: REGISTRY[name].waits_through_memory(problem))
+    return tuple(dict.fromkeys((*first, "torch", *others, "reference")))
 
 
 @functools.cache

@@ -65,6 +65,9 @@ INPUTS = "arch::wait_for_copies_but<under_way>();"
 LOOP_END, START_END = (f"{INPUTS}\n{indent}{BARRIER}" for indent in (" " * 6, " " * 4))
 BUFFER, RESULTS, STAGE = "step % 2 * operand_buffer", "step % 2 * out_buffer", "step % stages * ring_stage"
 CLUSTER, FORWARD_BY_CLUSTERS, BACKWARD_BY_CLUSTERS = "cluster.cuh", "cluster_forward.cuh", "cluster_backward.cuh"
+PACKETS, BACKWARD_OF_GRIDS = "packets.cuh", "grid_backward.cuh"
+OWN_NUMBER = "static_cast<uint32_t>(found[k][half].high) == number_of(step)"
+WAIT_FOR_PACKETS = "wait_for(barrier(step), step >> 1 & 1);"
 EXPECT_WAVE = "if (threadIdx.x == 0) expect(step, wave);"
 EXPECT_SLOTS = "if (threadIdx.x == 0) arch::arrive_expecting(barrier(step), buffer);"
 WAIT_FOR_SLOTS = "wait_for(barrier(step), (step - 1) >> 1 & 1);"
@@ -120,6 +123,14 @@ MISTAKES = {  # of a program
         Mistake("slots not armed again", "backward", CLUSTER, EXPECT_SLOTS, "", STUCK),
         Mistake("one buffer of slots", "backward", CLUSTER, "step % 2 * buffer", "0", WRONG, None),
         Mistake("gates not waited for", "backward", BACKWARD_BY_CLUSTERS, BARRIER, "", WRONG),
+        Mistake("packets not waited for", "of a grid", PACKETS, OWN_NUMBER, "true", WRONG),
+        Mistake("packets of any earlier step", "of a grid", PACKETS, OWN_NUMBER, "found[k][half].high != 0", WRONG),
+        Mistake("one buffer of packets", "grid of CTAs", PACKETS, "step % 2 * buffer", "0", f"{STUCK}|{WRONG}"),
+        Mistake("packets before they are written", "of a grid", PACKETS, "__syncwarp();", "", WRONG),
+        Mistake("not passed on to all", "of a grid", PACKETS, "other < P::cluster", "other < 1", STUCK),
+        Mistake("operand not waited for", "of a grid", PACKETS, WAIT_FOR_PACKETS, "", ASTRAY),
+        Mistake("operand not armed again", "of a grid", PACKETS, "if (threadIdx.x == 0) expect(step);", "", STUCK),
+        Mistake("sums of a grid not waited for", "of a grid backward", BACKWARD_OF_GRIDS, BARRIER, "", WRONG),
     ],
     "grid": [
         Mistake("one CTA too many", "grid barrier", GRID, "(i + 1) * gridDim.x", "(i + 1) * gridDim.x + 1", STUCK),

@@ -165,13 +165,58 @@ def test_smaller_clusters_take_what_larger_ones_would_in_turns(cell, monkeypatch
     for H, processors, ctas in ((200, 8, 4), (200, 16, 8), *of_gru):
         monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
         sample = Sample(cell, T=2, B=9, I=3, H=H)
-        assert backend._of_tiles("processors", sample.call(torch.bfloat16), 8) == 2 * ctas
+        assert backend._needs("forward", "processors", sample.call(torch.bfloat16), 8) == 2 * ctas
         if ctas < 16:
             assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=1)
 
 
 def test_clusters_repeat():
     whole.repeats_and_saving_changes_no_output(OF_CLUSTERS[0], "cuda", torch.float16)
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """Room for one grid of 64 CTAs at a time."""
+    monkeypatch.setattr(backend, "_processors", lambda: 64)
+
+
+OF_GRIDS = (
+    Sample("lstm", T=2, B=1, I=3, H=776),
+    Sample("gru", T=2, B=2, I=27, H=904, tokens=True, resets=True),
+    Sample("rnn_tanh", T=2, B=1, I=6, H=1032, reverse=True),
+)
+
+
+@pytest.mark.parametrize("sample", OF_GRIDS, ids=str)
+def test_grids(sample, grids):
+    assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=1)
+
+
+def test_grids_in_tf32(grids):
+    assert_tf32_is_near(Sample("gru", T=2, B=2, I=5, H=516))
+
+
+def test_grids_in_turns_and_by_parts_of_the_input(grids, monkeypatch):
+    """Two tiles, for which there is no room at once; the numbers of packets go on from part to part."""
+    sample = Sample("rnn_tanh", T=2, B=1, I=3, H=1032, D=2)
+    assert backend._needs("forward", "turns", sample.call(torch.bfloat16), 8) == 2
+    want = forward(sample.call(torch.bfloat16), "cuda")
+    monkeypatch.setattr(backend, "_parts", lambda call: 2)
+    assert_equal(*(dict(enumerate(found[:3])) for found in (forward(sample.call(torch.bfloat16), "cuda"), want)))
+
+
+def test_a_grid_that_does_not_run_at_once_is_refused(monkeypatch):
+    problem = Problem("lstm", "cpu", torch.bfloat16, T=3, B=17, I=4, H=776)
+    for processors, most in ((63, 768), (64, 1024), (80, 1280), (127, 1280), (128, 2048)):
+        monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
+        assert backend._most_hidden("forward", "lstm", "bf16", 8, 0, *backend._limits()) == most
+        assert REGISTRY["cuda"].waits_through_memory(problem) == (processors > 63)
+    monkeypatch.setattr(backend, "_processors", lambda: 63)
+    with pytest.raises(BackendError, match="H=776, forward holds at most 768 units"):
+        select(problem, "cuda")
+    monkeypatch.setattr(backend, "_processors", lambda: 192)  # three grids, more threads than the host build has
+    with pytest.raises(RuntimeError, match="cuda: too many blocks in cooperative launch"):
+        REGISTRY["cuda"].forward(Sample("lstm", T=1, B=17, I=4, H=776).call(torch.bfloat16))
 
 
 OF_PARTS = (
@@ -210,6 +255,7 @@ def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
 
     assert parts() == 3  # of 69 us
     assert parts(T=64) == parts(B=64) == parts(tokens=True, I=64) == parts(lengths="packed") == parts(T=0) == 1
+    assert parts(H=768, B=8) > parts(H=776, B=8) == 1  # a grid
     monkeypatch.setattr(backend, "BEGINNING", 1e-9)
     assert parts() == 8 and parts(T=5) == 5
 
@@ -218,9 +264,10 @@ def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
     ("ctas", "units"), [(1, (256, 192, 128)), (4, (256, 256, 256)), (8, (512, 512, 256)), (16, (1024, 896, 768))]
 )
 def test_a_gpu_may_have_no_clusters_or_small_ones(ctas, units):
-    limits = (backend.HOPPER_SHARED, ctas, 132)
-    found = (backend._most_hidden("forward", cell, "bf16", 8, 0, *limits) for cell in LARGEST)
-    assert tuple(found) == units
+    for processors in (63, 132):
+        limits = (backend.HOPPER_SHARED, ctas, processors)
+        found = (backend._most_hidden("forward", cell, "bf16", 8, 0, *limits) for cell in LARGEST)
+        assert tuple(found) == (units if processors < 64 or ctas == 1 else (2048, 2048, 2048))
 
 
 @pytest.mark.parametrize("sample", FEW, ids=str)

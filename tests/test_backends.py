@@ -260,6 +260,13 @@ def test_what_was_measured_on_a_gpu_comes_first(monkeypatch):
         assert dispatch.preference(dataclasses.replace(problem, **other)) == usual
 
 
+def test_kernels_that_wait_through_memory_come_last_until_they_are_measured(monkeypatch):
+    problem = Problem("lstm", "cuda", torch.bfloat16, T=3, B=16, I=4, H=1024, resets=True)
+    monkeypatch.setattr(dispatch.REGISTRY["cuda"], "waits_through_memory", lambda problem: problem.H > 768)
+    assert dispatch.preference(problem) == ("torch", "triton", "cuda", "reference")
+    assert dispatch.preference(dataclasses.replace(problem, H=768)) == ("torch", "cuda", "triton", "reference")
+
+
 def test_out_of_range_values_are_refused_before_a_kernel_sees_them():
     net = fusedrnn.GRU(5, 4)
     for bad in (5, -1):

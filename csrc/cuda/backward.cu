@@ -1,5 +1,6 @@
 // The backward kernels that are compiled, as forward.cu has the forward ones.
 #include "cluster_backward.cuh"
+#include "grid_backward.cuh"
 #include "kernels.cuh"
 
 namespace fusedrnn::cuda {
@@ -12,6 +13,9 @@ constexpr auto kernel =
 template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255,
           class P = BackwardPlan<cell, Kind, hidden, warps, in_registers, ctas>>
 constexpr auto of_cluster = kernel_of<P>(cluster_backward_kernel<P, true>, cluster_backward_kernel<P, false>);
+template <Cell cell, class Kind, int hidden, int ctas, int in_registers = 255,
+          class P = BackwardPlan<cell, Kind, hidden, 8, in_registers, ctas, grid_cluster>>
+constexpr auto of_grid = kernel_of<P>(grid_backward_kernel<P, true>, grid_backward_kernel<P, false>);
 
 template <class Kind>
 constexpr std::array kernels{
@@ -37,6 +41,12 @@ constexpr std::array kernels{
     of_cluster<Cell::gru, Kind, 56, 8, 16, 168>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 8>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 16>,
+    of_grid<Cell::lstm, Kind, 16, 64>,
+    of_grid<Cell::lstm, Kind, 16, 80, 128>,
+    of_grid<Cell::gru, Kind, 16, 64>,
+    of_grid<Cell::gru, Kind, 16, 96, 132>,
+    of_grid<Cell::gru, Kind, 16, 112, 132>,
+    of_grid<Cell::rnn_tanh, Kind, 32, 64>,
 };
 template <>
 constexpr std::array kernels<Tf32>{
@@ -50,6 +60,9 @@ constexpr std::array kernels<Tf32>{
     of_cluster<Cell::gru, Tf32, 32, 8, 8>,
     of_cluster<Cell::gru, Tf32, 32, 8, 16, 160>,
     of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 8>,
+    of_grid<Cell::lstm, Tf32, 16, 40, 128>,
+    of_grid<Cell::gru, Tf32, 16, 48, 132>,
+    of_grid<Cell::rnn_tanh, Tf32, 16, 64>,
 };
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
@@ -68,19 +81,6 @@ constexpr std::array kernels<Ieee<columns>>{
     of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 16, (columns == 1 ? 140 : 152)>,
 };
 
-FUSEDRNN_EXPORT const char* fusedrnn_cuda_backward(int64_t numbers, const int64_t* words, int64_t how_many,
-                                                   int64_t directions, int64_t columns, int64_t shared, int64_t ctas,
-                                                   int64_t processors, void* stream) {
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas, processors}, stream);
-  });
-}
-
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_backward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                      int64_t shared, int64_t ctas, int64_t processors) {
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas, processors});
-  });
-}
+FUSEDRNN_EXPORT_KERNELS(backward)
 
 }  // namespace fusedrnn::cuda

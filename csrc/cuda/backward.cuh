@@ -29,7 +29,10 @@ struct Backward {
   Element* dgates;             // [D, R, blocks*H]: of the GRU r z n and n r, which W_hn sees
   Element* before;             // [D, R, H]: the state each row started from
   Element *dh0, *dc0;          // [D, B, H]
-  float* db;                   // [CTA, blocks*H]: sums of dgates over the CTA's rows
+  float* db;                   // [D, tiles, blocks*H]: sums of dgates over a tile's rows
+  // As those of struct Forward.
+  arch::Packet* packets;
+  int64_t first_tile;
 };
 
 template <class P, bool plain>
@@ -44,7 +47,7 @@ class BackwardLoop : protected Loop<P, plain> {
 
  public:
   FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared, int rank = 0)
-      : Base(f.shape, true, shared, rank, 0, f.shape.T), f_(f) {
+      : Base(f.shape, true, shared, rank, 0, f.shape.T, f.first_tile), f_(f) {
     weights_.load(shared, this->matrix(f.w_hh, P::gates, H_));
   }
 
@@ -79,8 +82,10 @@ class BackwardLoop : protected Loop<P, plain> {
     dgates_ = this->walk(this->dense(f_.dgates, R, P::blocks * H_)),
     before_ = this->walk(this->dense(f_.before, R, H_));
     for (int step = 0; step < P::stages - 1; ++step) begin_input(step);
-    for (int k = threadIdx.x * 16; k < 2 * P::operand_buffer; k += P::threads * 16)
-      *reinterpret_cast<uint4*>(shared_ + k) = {0, 0, 0, 0};
+    if constexpr (!P::of_grid) {
+      for (int k = threadIdx.x * 16; k < 2 * P::operand_buffer; k += P::threads * 16)
+        *reinterpret_cast<uint4*>(shared_ + k) = {0, 0, 0, 0};
+    }
     this->each_place([&](const Place& p) { length_[p.side] = this->length(p.b); });
     this->each([&](const Place& p) {
       State& state = state_[p.at];
@@ -120,7 +125,7 @@ class BackwardLoop : protected Loop<P, plain> {
       if (ends) state = {};
       auto* const result = reinterpret_cast<Element*>(shared_ + P::results_of(step) + p.column * P::out_row) + p.unit;
       auto* const operand =
-          reinterpret_cast<Element*>(shared_ + P::operand_of(step + 1) + p.column * P::operand_row) + p.unit;
+          reinterpret_cast<Element*>(shared_ + P::own_operand_of(step + 1) + p.column * P::own_operand_row) + p.unit;
 #pragma unroll
       for (int k = 0; k < P::blocks; ++k) {
         result[k * P::hidden] = Operand::narrow(d[k]);
@@ -224,7 +229,8 @@ class BackwardLoop : protected Loop<P, plain> {
       const int block = k / units_, unit = k % units_, at = block * P::hidden + unit;
       float sum = 0;
       for (int share = 0; share < P::shares; ++share) sum += sums[share * P::blocks * P::hidden + at];
-      f_.db[(static_cast<int64_t>(blockIdx.x / P::ctas) * P::blocks + block) * H_ + this->first_unit_ + unit] = sum;
+      f_.db[(static_cast<int64_t>(this->tile(f_.first_tile)) * P::blocks + block) * H_ + this->first_unit_ + unit] =
+          sum;
     }
   }
 

@@ -10,13 +10,26 @@
 
 namespace fusedrnn::cuda {
 
-// Waits for a phase of a barrier; one that does not end within seconds ends the kernel.
-FUSEDRNN_DEVICE void wait_for(uint32_t barrier, uint32_t parity) {
+// Until `done`; a wait that does not end within seconds ends the kernel.
+template <class Done>
+FUSEDRNN_DEVICE void patiently(const Done& done) {
   constexpr uint64_t patience = uint64_t{1} << 34;  // cycles
-  if (arch::try_wait(barrier, parity)) return;
+  if (done()) return;
   const uint64_t start = arch::cycles();
-  while (!arch::try_wait(barrier, parity))
+  while (!done())
     if (arch::cycles() - start > patience) arch::trap();
+}
+
+// Waits for a phase of a barrier.
+FUSEDRNN_DEVICE void wait_for(uint32_t barrier, uint32_t parity) {
+  patiently([&] { return arch::try_wait(barrier, parity); });
+}
+
+// Of the CTA among those that hold the layer's weights.
+template <class P>
+FUSEDRNN_DEVICE uint32_t rank_of() {
+  if constexpr (P::of_grid) return blockIdx.x % P::ctas;
+  return arch::cluster_rank();
 }
 
 // The operand of each step, in two buffers by turns, as of all CTAs. A row begins with the slice of the CTA's own units;
@@ -39,7 +52,9 @@ class Exchange {
   static_assert(P::ctas % P::waves == 0);
 
  public:
-  FUSEDRNN_DEVICE Exchange(unsigned char* shared, uint32_t rank) : shared_(arch::shared_address(shared)), rank_(rank) {
+  template <class Arguments>
+  FUSEDRNN_DEVICE Exchange(const Arguments&, unsigned char* shared, uint32_t rank, uint32_t)
+      : shared_(arch::shared_address(shared)), rank_(rank) {
     if (threadIdx.x == 0) {
       for (int step = 0; step < 2; ++step) {
         for (int wave = 0; wave < P::waves; ++wave) {

@@ -55,7 +55,7 @@ template <class P, bool plain>
 __global__ void __launch_bounds__(P::threads, 1) cluster_backward_kernel(const Backward<typename P::Element> f) {
   FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
 #if FUSEDRNN_CLUSTERS
-  ClusterBackwardLoop<P, plain>(f, shared, arch::cluster_rank()).run();
+  ClusterBackwardLoop<P, plain>(f, shared, rank_of<P>()).run();
 #endif
 }
 

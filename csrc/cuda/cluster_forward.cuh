@@ -1,4 +1,5 @@
-// The forward time loop of a layer whose recurrent weights a cluster of CTAs holds: each has some units, with all gates.
+// The forward time loop of a layer whose recurrent weights a cluster of CTAs holds, or a grid: each has some units, with
+// all gates.
 //
 //   step:  sums = W_hh h    first of its own slice of h and those that come first, then of the others
 //          a barrier        which publishes this step's input, the results of the last one, and, where several warps share
@@ -11,6 +12,7 @@
 
 #include "cluster.cuh"
 #include "forward.cuh"
+#include "packets.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -23,7 +25,7 @@ class ClusterForwardLoop : ForwardLoop<P, plain> {
 
  public:
   FUSEDRNN_DEVICE ClusterForwardLoop(const Forward<typename P::Element>& f, unsigned char* shared, uint32_t rank)
-      : Base(f, shared, rank), exchange_(shared, rank) {}
+      : Base(f, shared, rank), exchange_(f, shared, rank, this->tile(f.first_tile)) {}
 
   FUSEDRNN_DEVICE void run() {
     this->start();
@@ -45,7 +47,7 @@ class ClusterForwardLoop : ForwardLoop<P, plain> {
     const uint32_t operand = arch::shared_address(shared_ + P::operand_of(step));
     typename Weights::Chains chains = {};
     add_wave<0>(step, operand, chains);
-    add_wave<1>(step, operand, chains);
+    if constexpr (P::waves > 1) add_wave<1>(step, operand, chains);
     typename Weights::Whole whole;
     Weights::total(chains, whole);
     if constexpr (P::parts > 1) Weights::share(shared_, whole);
@@ -60,20 +62,21 @@ class ClusterForwardLoop : ForwardLoop<P, plain> {
 
   template <int wave>
   FUSEDRNN_DEVICE void add_wave(int step, uint32_t operand, typename Weights::Chains& chains) {
-    static_assert(P::waves == 2);
+    static_assert(P::waves <= 2);
     exchange_.wait(step, wave);
-    weights_.template add<wave * P::depth / 2, (wave + 1) * P::depth / 2>(operand, chains);
+    weights_.template add<wave * P::depth / P::waves, (wave + 1) * P::depth / P::waves>(operand, chains);
   }
 
-  Exchange<P> exchange_;
+  std::conditional_t<P::of_grid, Packets<P>, Exchange<P>> exchange_;
 };
 
-// A grid of (batch tiles) x D clusters of P::ctas CTAs with P::shared bytes of dynamic shared memory.
+// P::ctas CTAs, with P::shared bytes of dynamic shared memory, for each batch tile and direction: as a cluster, or in
+// clusters of P::cluster, all of which have to run at once.
 template <class P, bool plain>
 __global__ void __launch_bounds__(P::threads, 1) cluster_forward_kernel(const Forward<typename P::Element> f) {
   FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
 #if FUSEDRNN_CLUSTERS
-  ClusterForwardLoop<P, plain>(f, shared, arch::cluster_rank()).run();
+  ClusterForwardLoop<P, plain>(f, shared, rank_of<P>()).run();
 #endif
 }
 

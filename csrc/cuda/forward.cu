@@ -11,6 +11,9 @@ constexpr auto kernel = kernel_of<ForwardPlan<cell, Kind, sizes...>>(
 template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255,
           class P = ForwardPlan<cell, Kind, hidden, warps, in_registers, 0, ctas>>
 constexpr auto of_cluster = kernel_of<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>);
+template <Cell cell, class Kind, int hidden, int ctas, int in_registers = 255,
+          class P = ForwardPlan<cell, Kind, hidden, 8, in_registers, 0, ctas, grid_cluster>>
+constexpr auto of_grid = kernel_of<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>);
 
 template <class Kind>
 constexpr std::array kernels{
@@ -40,6 +43,13 @@ constexpr std::array kernels{
     of_cluster<Cell::gru, Kind, 64, 8, 14, 168>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 8>,
     of_cluster<Cell::rnn_tanh, Kind, 64, 8, 16>,
+    of_grid<Cell::lstm, Kind, 16, 64>,
+    of_grid<Cell::lstm, Kind, 16, 80>,
+    of_grid<Cell::lstm, Kind, 16, 128, 160>,
+    of_grid<Cell::gru, Kind, 16, 64>,
+    of_grid<Cell::gru, Kind, 16, 96>,
+    of_grid<Cell::gru, Kind, 16, 128, 168>,
+    of_grid<Cell::rnn_tanh, Kind, 32, 64>,
 };
 template <>
 constexpr std::array kernels<Tf32>{
@@ -60,6 +70,10 @@ constexpr std::array kernels<Tf32>{
     of_cluster<Cell::gru, Tf32, 32, 8, 16, 188>,
     of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 8>,
     of_cluster<Cell::rnn_tanh, Tf32, 64, 8, 16, 140>,
+    of_grid<Cell::lstm, Tf32, 16, 40>,
+    of_grid<Cell::lstm, Tf32, 16, 64, 148>,
+    of_grid<Cell::gru, Tf32, 16, 48>,
+    of_grid<Cell::gru, Tf32, 16, 64, 168>,
 };
 template <int columns>
 constexpr std::array kernels<Ieee<columns>>{
@@ -82,48 +96,7 @@ constexpr std::array kernels<Ieee<columns>>{
     of_cluster<Cell::rnn_tanh, Ieee<columns>, 64, 8, 16, (columns == 1 ? 152 : 172)>,
 };
 
-// Null, or what went wrong.
-FUSEDRNN_EXPORT const char* fusedrnn_cuda_forward(int64_t numbers, const int64_t* words, int64_t how_many,
-                                                  int64_t directions, int64_t columns, int64_t shared, int64_t ctas,
-                                                  int64_t processors, void* stream) {
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return launch(kernels<Kind>, words, how_many, directions, columns, {shared, ctas, processors}, stream);
-  });
-}
-
-// The largest H that a kernel serves which takes so many rows of the batch, where a CTA may have `shared` bytes of shared
-// memory; inputs: those of x that are multiplied in the kernel, 0: none. 0: no kernel serves such a layer.
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_hidden(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                     int64_t shared, int64_t ctas, int64_t processors) {
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) {
-    return most_hidden(kernels<Kind>, cell, inputs, {shared, ctas, processors});
-  });
-}
-
-// f(kernel) of that which a layer of so many batch tiles in all directions is given to; 0: to none.
-template <class F>
-static int64_t of_chosen(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs, int64_t H, int64_t tiles,
-                         const Limits& limits, const F& f) {
-  return with_kind(numbers, columns, [&]<class Kind>(Kind) -> int64_t {
-    const auto* const kernel = chosen(kernels<Kind>, cell, inputs, H, tiles, limits);
-    return kernel ? f(*kernel) : 0;
-  });
-}
-
-// The multiprocessors that it takes at once, or would if there were as many; and the turns by which it takes them.
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_processors(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                         int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
-                                                         int64_t processors) {
-  return of_chosen(numbers, columns, cell, inputs, H, tiles, {shared, ctas, processors},
-                   [&](const auto& kernel) { return tiles * kernel.ctas; });
-}
-FUSEDRNN_EXPORT int64_t fusedrnn_cuda_forward_turns(int64_t numbers, int64_t columns, int64_t cell, int64_t inputs,
-                                                    int64_t H, int64_t tiles, int64_t shared, int64_t ctas,
-                                                    int64_t processors) {
-  const Limits limits{shared, ctas, processors};
-  return of_chosen(numbers, columns, cell, inputs, H, tiles, limits,
-                   [&](const auto& kernel) { return turns_of(kernel, tiles, limits); });
-}
+FUSEDRNN_EXPORT_KERNELS(forward)
 
 // Why no kernel runs on the device that is in use, or null.
 FUSEDRNN_EXPORT const char* fusedrnn_cuda_missing() {
@@ -138,7 +111,7 @@ FUSEDRNN_EXPORT const char* fusedrnn_cuda_missing() {
 FUSEDRNN_EXPORT int64_t fusedrnn_cuda_ctas() {
   int64_t most = 1;
   for (const auto& kernel : kernels<__nv_bfloat16>)
-    if (kernel.ctas > most && clusters_at_once(kernel) > 0) most = kernel.ctas;
+    if (kernel.cluster > most && clusters_at_once(kernel) > 0) most = kernel.cluster;
   return most;
 }
 

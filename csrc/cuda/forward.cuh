@@ -36,6 +36,10 @@ struct Forward {
   // was rounded.
   int64_t first, last;
   float *h_between, *c_between;  // [D, B, H]
+  // Of a grid, by way of which its CTAs exchange the state: of each tile so many, zeros before the first step; and the
+  // first tile of those that are launched together.
+  arch::Packet* packets;
+  int64_t first_tile;
 };
 
 // The products of W_ih and x, of a step that follows.
@@ -63,7 +67,7 @@ class ForwardLoop : protected Loop<P, plain> {
 
  public:
   FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared, int rank = 0)
-      : Base(f.shape, false, shared, rank, f.first, f.last), f_(f) {
+      : Base(f.shape, false, shared, rank, f.first, f.last, f.first_tile), f_(f) {
     weights_.load(shared, this->matrix(f.w_hh, T::gates, H_));
     if constexpr (concat) inputs_.weights.load(shared, this->matrix(f.w_ih, T::gates, static_cast<int>(s_.I)));
   }
@@ -219,7 +223,7 @@ class ForwardLoop : protected Loop<P, plain> {
   // The state in registers, for this step.
   FUSEDRNN_DEVICE void publish(int step) {
     this->each_place([&](const Place& p) {
-      unsigned char* const row = shared_ + P::operand_of(step) + p.column * P::operand_row;
+      unsigned char* const row = shared_ + P::own_operand_of(step) + p.column * P::own_operand_row;
       const float h = state_[p.at].h;
       reinterpret_cast<Element*>(row)[p.unit] = Operand::for_product(Operand::narrow(h));
     });

@@ -51,7 +51,7 @@ class LaneWeights {
   FUSEDRNN_DEVICE void load(unsigned char* shared, const Matrix<float>& w) {
     const int own = Products::weights_at + threadIdx.x * 16, lane = threadIdx.x % T::lanes;
     own_ = arch::shared_address(shared) + own;
-    P::Staging::template all<P, Products>(shared, w, [&](int k, const auto& staged) {
+    P::Staging::template all<P, Products>(shared, w, 0, [&](int k, const auto& staged) {
 #pragma unroll
       for (int row = 0; row < rows; ++row) {
         float weights[4];

@@ -29,9 +29,11 @@ class Loop {
   static constexpr int units = P::groups * T::of_thread, places = units * T::sides;  // of a thread
 
  protected:
-  // A CTA, or a cluster of them, for each batch tile of the first direction, then for each of the second, which is the
-  // reverse. rank: of the CTA in its cluster. Of all steps those from `first` up to `last`, which are counted from 0.
-  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared, int rank, int64_t first, int64_t last)
+  // A CTA, or as many as hold the weights, for each batch tile of the first direction, then for each of the second, which
+  // is the reverse. rank: of the CTA among those. Of all steps those from `first` up to `last`, which are counted from 0;
+  // of a grid, the tiles from `first_tile` on.
+  FUSEDRNN_DEVICE Loop(const Shape& shape, bool backward, unsigned char* shared, int rank, int64_t first, int64_t last,
+                       int64_t first_tile)
       : s_(shape),
         T_(static_cast<int>(last - first)),
         B_(static_cast<int>(shape.B)),
@@ -41,13 +43,18 @@ class Loop {
         shared_(shared) {
     if constexpr (plain) s_.row_offsets = s_.lengths = nullptr, s_.resets = nullptr;
     const int tiles = static_cast<int>((B_ + P::columns - 1) / P::columns);
-    direction_ = blockIdx.x / P::ctas / tiles;
-    first_ = static_cast<int>(blockIdx.x / P::ctas % tiles) * P::columns;
+    direction_ = tile(first_tile) / tiles;
+    first_ = static_cast<int>(tile(first_tile) % tiles) * P::columns;
     s_.reverse = s_.reverse || direction_ > 0;
     descending_ = s_.reverse != backward;
     first_time_ = static_cast<int>(descending_ ? s_.T - 1 - first : first);
     own_row_ = first_ + threadIdx.x % P::columns;
     own_length_ = length(own_row_);
+  }
+
+  // Of all directions.
+  FUSEDRNN_DEVICE static uint32_t tile(int64_t first_tile) {
+    return blockIdx.x / P::ctas + (P::of_grid ? static_cast<uint32_t>(first_tile) : 0);
   }
 
   FUSEDRNN_DEVICE static int within(int count, int most) { return count < 0 ? 0 : count < most ? count : most; }
@@ -84,6 +91,7 @@ class Loop {
   }
   // Of W [D, gates, H, width].
   FUSEDRNN_DEVICE Matrix<Element> matrix(const Element* w, int gates, int width) const {
+    if constexpr (P::gathers) return {w + direction_ * gates * H_ * width, H_, width, H_, first_unit_, INT32_MAX};
     return {w + (direction_ * gates * H_ + first_unit_) * width,
             H_,
             width,

@@ -17,8 +17,9 @@ struct Matrix {
 };
 
 // Of a matrix of up to `hidden` units, as many columns as some products along a row of W take; transposed, as many rows of
-// up to `across` columns as products along a column take. A product takes `product` bytes.
-template <class Kind, int gates, int hidden, int product, int threads, bool transposed, int across>
+// up to `across` columns as products along a column take, `of_all`: of `hidden` units after another. A product takes
+// `product` bytes.
+template <class Kind, int gates, int hidden, int product, int threads, bool transposed, int across, bool of_all>
 struct Staging {
   using Element = typename Operand<Kind>::Element;
   static constexpr int size = sizeof(Element), whole = 16 / size, of_product = product / size;
@@ -73,35 +74,42 @@ struct Staging {
     FUSEDRNN_DEVICE static uint32_t rounded(float w) { return __float_as_uint(Operand<Kind>::for_product(w)); }
   };
 
-  // f(k, product) of the products k from `first` to `last`. All threads of the CTA do it together.
-  template <int first, int last, int room, class F>
-  FUSEDRNN_DEVICE static void each(unsigned char* shared, const Matrix<Element>& w, F f) {
-    constexpr int at_once = most(room, last - first), pitch = row_bytes(at_once);
-    static_assert(at_once > 0);
+  // Of the products along a row `parts` warps have two by turns; where there is one such warp, all.
+  static constexpr int in_turn(int parts) { return parts > 1 ? 2 : 1; }
+
+  // f(k, product) of this warp's products k from `first` to `last`. All threads of the CTA do it together.
+  template <int first, int last, int room, int parts, class F>
+  FUSEDRNN_DEVICE static void each(unsigned char* shared, const Matrix<Element>& w, int part, F f) {
+    constexpr int whole_turns = in_turn(parts) * parts;
+    constexpr int staged = most(room, (last - first) * parts) / whole_turns * whole_turns;
+    constexpr int at_once = staged / parts, pitch = row_bytes(staged);
+    static_assert(at_once > 0 && first % in_turn(parts) == 0 && last % in_turn(parts) == 0);
 #pragma unroll
     for (int begin = first; begin < last; begin += at_once) {
       __syncthreads();
-      copy<at_once>(shared, w, begin * of_product);
+      copy<staged>(shared, w, begin * parts * of_product);
       arch::wait_for_copies();
       __syncthreads();
 #pragma unroll
       for (int k = begin; k < begin + at_once && k < last; ++k) {
-        f(k, Product<pitch>{shared, (k - begin) * of_product});
+        const int own = k - begin, number = parts == 1 ? own : (own / 2 * parts + part) * 2 + own % 2;
+        f(k, Product<pitch>{shared, number * of_product});
       }
     }
   }
 
   // The same of all products of P: before those with weights that stay in shared memory, the others have it all.
   template <class P, class Products, class F>
-  FUSEDRNN_DEVICE static void all(unsigned char* shared, const Matrix<Element>& w, F f) {
-    constexpr int resident = Products::resident / Products::of_product * P::parts, depth = Products::depth * P::parts;
-    if constexpr (resident > 0) each<0, resident, P::shared>(shared, w, f);
-    if constexpr (resident < depth) each<resident, depth, P::weights_at>(shared, w, f);
+  FUSEDRNN_DEVICE static void all(unsigned char* shared, const Matrix<Element>& w, int part, F f) {
+    constexpr int resident = Products::resident / Products::of_product / in_turn(P::parts) * in_turn(P::parts);
+    if constexpr (resident > 0) each<0, resident, P::shared, P::parts>(shared, w, part, f);
+    if constexpr (resident < Products::depth)
+      each<resident, Products::depth, P::weights_at, P::parts>(shared, w, part, f);
     __syncthreads();
   }
 
  private:
-  // `before`: columns of W before, or rows of [G, hidden].
+  // `before`: columns of W before, or rows of [G, hidden], of all units of one such after another.
   template <int products>
   FUSEDRNN_DEVICE static void copy(unsigned char* shared, const Matrix<Element>& w, int before) {
     constexpr int pieces = numbers(products) / whole;
@@ -109,7 +117,8 @@ struct Staging {
       const int row = i / pieces, number = i % pieces * whole;
       const int of = row + (transposed ? before : 0), turn = number + (transposed ? 0 : before) + w.begin;
       const int column = turn < w.around ? turn : turn - w.around;
-      const int gate = of / hidden, unit = of % hidden;
+      const int block = of_all ? of / (gates * hidden) : 0;
+      const int gate = of / hidden - block * gates, unit = block * hidden + of % hidden;
       unsigned char* const to = shared + row * row_bytes(products) + number * size;
       if (gate < gates && unit < w.units && column < w.width) {
         arch::copy_16_async(arch::shared_address(to), w.first + (gate * w.H + unit) * w.width + column);

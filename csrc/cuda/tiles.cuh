@@ -25,9 +25,10 @@ class TileWeights;
 // Of every way to deal out rows: `columns` rows of the batch, `rows` of them in shared memory; `units` of a group of a
 // warp's, of which `of_thread` are a thread's, with `sides` of the columns each. A product takes `bytes` of the operand,
 // and so many 16 bytes of a thread's weights as `in_memory` says. `parts` warps have the same rows, and a part of the depth
-// each: to add what they have summed a thread has `shared_sums` floats of shared memory for each group.
+// each; `owners` of them have the places: to add what all have summed a thread has `shared_sums` floats of shared memory
+// for each group.
 struct OfTiles {
-  static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32, parts = 1, shared_sums = 0;
+  static constexpr int columns = 8, rows = 8, sides = 2, bytes = 32, parts = 1, owners = 1, shared_sums = 0;
   template <class P, class Products>
   using Weights = TileWeights<P, Products>;
 };
@@ -60,14 +61,16 @@ struct Tiling<Cell::lstm> : OfTiles {
   }
 };
 
-// The same where `parts_` warps share their rows. Each of them has a share of the places that one would have.
+// The same where `parts_` warps share their rows. Each of them, or of as many as there are places, has a share of the
+// places that one would have.
 template <Cell cell, int parts_>
 struct SplitTiling : Tiling<cell> {
   using typename Tiling<cell>::One;
-  static constexpr int parts = parts_, places = One::of_thread * One::sides / parts;  // of a thread, in a group
+  static constexpr int of_one = One::of_thread * One::sides, parts = parts_, owners = parts < of_one ? parts : of_one;
+  static constexpr int places = of_one / owners;  // of a thread, in a group
   static constexpr int sides = places < One::sides ? places : One::sides, of_thread = places / sides;
-  static constexpr int sums = (places * One::gates + 1) / 2 * 2, shared_sums = parts * sums;
-  static_assert(places * parts == One::of_thread * One::sides);
+  static constexpr int sums = (places * One::gates + 1) / 2 * 2, shared_sums = owners * sums;
+  static_assert(places * owners == of_one);
 };
 
 // Units dealt out to threads as they come, a column to each, so that some warps may have none: for what the products `Of`
@@ -123,6 +126,7 @@ class TileWeights {
   template <class F>
   FUSEDRNN_DEVICE static void each_place(int first, const F& f) {
     const int lane = threadIdx.x % 32;
+    if (owns_none()) return;
 #pragma unroll
     for (int at = 0; at < P::groups * places; ++at) {
       const int among = part() * places + at % places;  // those of a group
@@ -137,9 +141,7 @@ class TileWeights {
     const int lane = threadIdx.x % 32;
     const int own = Products::weights_at + (threadIdx.x / 32 * in_shared * 32 + lane) * 16;
     own_ = arch::shared_address(shared) + own;
-    P::Staging::template all<P, Products>(shared, w, [&](int product, const auto& staged) {
-      const int k = product / (2 * parts) * 2 + product % 2;
-      if (product / 2 % parts != part()) return;
+    P::Staging::template all<P, Products>(shared, w, part(), [&](int k, const auto& staged) {
 #pragma unroll
       for (int group = 0; group < P::groups; ++group) {
 #pragma unroll
@@ -215,7 +217,7 @@ class TileWeights {
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
 #pragma unroll
-      for (int to = 0; to < parts; ++to) {
+      for (int to = 0; to < T::owners; ++to) {
         float values[T::sums] = {};
 #pragma unroll
         for (int i = 0; i < places * T::gates; ++i) {
@@ -229,6 +231,7 @@ class TileWeights {
   }
 
   FUSEDRNN_DEVICE static void collect(unsigned char* shared, Sums& sums) {
+    if (owns_none()) return;
 #pragma unroll
     for (int group = 0; group < P::groups; ++group) {
       float values[T::sums] = {};
@@ -252,6 +255,7 @@ class TileWeights {
   template <int count, class F>
   FUSEDRNN_DEVICE static void each_packet(const F& f) {
     constexpr int pieces = 8 * P::size / 16, columns = 4 * T::sides;
+    if (owns_none()) return;
     each_of_warp<count, P::groups * T::of_thread * columns * pieces>([&](int packet, int which) {
       const int piece = packet % pieces, column = packet / pieces % columns, own = packet / (pieces * columns);
       const int among = part() * places + own % T::of_thread * T::sides + column % T::sides;
@@ -280,6 +284,7 @@ class TileWeights {
   static constexpr int in_shared = Products::of_product * Products::depth - Products::resident;
 
   FUSEDRNN_DEVICE static int part() { return parts == 1 ? 0 : static_cast<int>(threadIdx.x) / 32 % parts; }
+  FUSEDRNN_DEVICE static bool owns_none() { return T::owners < parts && part() >= T::owners; }
 
   // Of the CTA, that is the first of a group of this warp.
   FUSEDRNN_DEVICE static int first_unit(int group, int warp = threadIdx.x / 32) {
@@ -289,7 +294,7 @@ class TileWeights {
   // What the warp of part `from` has for that of part `to`, of all with the same rows.
   FUSEDRNN_DEVICE static float* shared_sums(unsigned char* shared, int group, int to, int from) {
     const int rows = threadIdx.x / (32 * parts);
-    const int at = (((rows * P::groups + group) * parts + to) * parts + from) * T::sums * 32;
+    const int at = (((rows * P::groups + group) * T::owners + to) * parts + from) * T::sums * 32;
     return reinterpret_cast<float*>(shared + P::sums_at) + at;
   }
 

@@ -130,6 +130,10 @@ class Backend:
         """The schedule this backend takes for `problem`: the one forced, or its own measured rule."""
         raise NotImplementedError
 
+    def waits_through_memory(self, problem: Problem) -> bool:
+        """Whether processors wait for what others of the same launch write to memory."""
+        return False
+
     def detail(self, problem: Problem) -> str:
         """What else it would choose, for `explain`."""
         return ""

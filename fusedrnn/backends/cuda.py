@@ -1,7 +1,7 @@
-"""The CUDA kernels (csrc/cuda): a whole sequence in one launch, of layers whose recurrent weights one processor or a
-cluster of them holds.
+"""The CUDA kernels (csrc/cuda): a whole sequence in one launch, of layers whose recurrent weights one processor, a
+cluster of them or a grid holds.
 
-A CTA, or a cluster, takes 8 rows of the batch in one direction, one or two where float32 is not to lose bits. The
+Those take 8 rows of the batch in one direction, one or two where float32 is not to lose bits. The
 products that need no state are torch's: x W_ih before the loop unless the schedule is concat, the gradients of weights
 and of x after it; those of the biases are summed in the loop.
 """
@@ -26,6 +26,7 @@ from fusedrnn.call import Call
 ON_HOST = not _cuda_library.reason() and bool(_cuda_library.function("on_host")())
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/shape.h
 NUMBERS = ("bf16", "f16", "tf32", "ieee")  # as enum Numbers in csrc/cuda/kernels.cuh
+NEEDS = ("processors", "turns", "packets")  # as enum Needs there
 OF_DTYPE = {torch.bfloat16: "bf16", torch.float16: "f16"}  # of float32, its precision
 WHOLE = 16  # bytes that are copied at once
 HOPPER_SHARED = 227 << 10  # bytes of shared memory that a CTA may have
@@ -51,9 +52,14 @@ class CudaBackend(Backend):
         if problem.dtype in self.dtypes and problem.H * problem.dtype.itemsize % WHOLE:
             reasons.append(f"H={problem.H} is not a multiple of {WHOLE // problem.dtype.itemsize}")
         if not reasons:
-            passes = ("forward", "backward") if problem.save == "full" else ("forward",)
-            reasons += filter(None, (_beyond_its_kernels(way, problem) for way in passes))
+            reasons += filter(None, (_beyond_its_kernels(way, problem) for way in _passes(problem)))
         return reasons
+
+    def waits_through_memory(self, problem: Problem) -> bool:
+        """Where a grid holds the weights."""
+        if self.not_supported_reasons(problem):
+            return False
+        return any(_needs(way, "packets", problem, _tile(problem)) > 0 for way in _passes(problem))
 
     def schedule(self, problem: Problem) -> str:
         """Hoisted unless the other is forced: no GPU has been asked yet."""
@@ -92,8 +98,9 @@ class CudaBackend(Backend):
                 *(*x_rows, w_ih, bias),
             )
             between = [call.h0.new_empty(call.h0.shape, dtype=torch.float32) if parts > 1 else None for _ in range(2)]
+            packets = _packets("forward", call)
             for first, last in steps:
-                _launch("forward", call, (*operands, first, last, *between))
+                _launch("forward", call, (*operands, first, last, *between, packets, 0))
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
@@ -118,6 +125,7 @@ class CudaBackend(Backend):
                 like.new_zeros(H, dtype=torch.float32),
                 *(_dense(saved), _dense(cells)),
                 *(dgates, before, dh0, dc0, sums),
+                *(_packets("backward", call), 0),
             )
             _launch("backward", call, operands)
             inputs = dgates[..., : len(call.spec.gates) * H]
@@ -126,6 +134,10 @@ class CudaBackend(Backend):
                 return _by_gates(call, dgates[d], before[d], sums[d].sum(0))
 
             return hoisted.all_gradients(call, inputs, dh0, dc0, wanted, of_direction)
+
+
+def _passes(problem: Problem) -> tuple[str, ...]:
+    return ("forward", "backward") if problem.save == "full" else ("forward",)
 
 
 def _by_gates(call: Call, dgates: Tensor, before: Tensor, sums: Tensor) -> tuple:
@@ -159,28 +171,42 @@ def _tile(of: Call | Problem) -> int:
     """Rows of the batch that a CTA or a cluster takes: 8 by tensor cores, otherwise 1 while they all run at once."""
     if _numbers(of) != "ieee":
         return 8
-    return 1 if _of_tiles("turns", of, 1) <= 1 else 2
+    return 1 if _needs("forward", "turns", of, 1) <= 1 else 2
 
 
 def _parts(call: Call) -> int:
-    """Parts in which the products of the input are made, beside the loop where it leaves half of the multiprocessors.
+    """Parts in which the products of the input are made, beside the loop where it leaves half of the multiprocessors,
+    and is no grid: those begin when all that they take are free at once.
 
     The loop waits for the first of n parts, and begins anew n - 1 times: least for n the root of what all products take
     over what a beginning does. Both are guesses until a GPU was asked.
     """
     if call.tokens or call.row_offsets is not None or call.schedule == "concat" or ON_HOST:
         return 1
-    if _of_tiles("processors", call, _tile(call)) > _processors() // 2:
+    tile = _tile(call)
+    if _needs("forward", "processors", call, tile) > _processors() // 2 or _needs("forward", "packets", call, tile):
         return 1
     seconds = 2 * call.R * call.I * call.D * len(call.spec.gates) * call.H / PRODUCTS[_numbers(call)]
     return max(1, min(MOST_PARTS, call.T, round((seconds / BEGINNING) ** 0.5)))
 
 
-def _of_tiles(what: str, of: Call | Problem, tile: int) -> int:
-    """The multiprocessors that a loop of such tiles takes, or would if there were as many; or its turns."""
-    tiles, cell = -(-of.B // tile) * of.D, CELLS.index(of.cell)
-    found = _cuda_library.function(f"forward_{what}")
-    return found(NUMBERS.index(_numbers(of)), tile, cell, 0, of.H, tiles, *_limits())
+def _needs(way: str, what: str, of: Call | Problem, tile: int) -> int:
+    """The multiprocessors that a loop of such tiles takes, or would if there were as many; its turns; the bytes of its
+    packets."""
+    tiles = -(-of.B // tile) * of.D
+    return _needed(way, what, _numbers(of), tile, of.cell, of.H, tiles, *_limits())
+
+
+@functools.lru_cache(1024)
+def _needed(way: str, what: str, numbers: str, tile: int, cell: str, H: int, tiles: int, *limits: int) -> int:
+    found = _cuda_library.function(f"{way}_needs")
+    return found(NUMBERS.index(numbers), tile, CELLS.index(cell), 0, H, tiles, *limits, NEEDS.index(what))
+
+
+def _packets(way: str, call: Call) -> Tensor | None:
+    """Zeros, by way of which the CTAs of a grid exchange what they have computed."""
+    size = _needs(way, "packets", call, _tile(call))
+    return torch.zeros(size, dtype=torch.uint8, device=call.h0.device) if size else None
 
 
 def _concat(schedule: str, tokens: bool) -> bool:

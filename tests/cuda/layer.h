@@ -16,6 +16,7 @@ inline double positive(double x) { return x > 0; }
 
 #include "cluster_backward.cuh"
 #include "cluster_forward.cuh"
+#include "grid_backward.cuh"
 
 namespace layers {
 
@@ -133,7 +134,9 @@ class Layer {
     f.dgates = dgates.device, f.before = before.device, f.dh0 = dh0.device, f.dc0 = dc0.device, f.db = db.device;
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->poison();
     db.poison();
-    if constexpr (Q::ctas > 1) {
+    if constexpr (Q::of_grid) {
+      launch<Q>(grid_backward_kernel<Q, true>, grid_backward_kernel<Q, false>, f);
+    } else if constexpr (Q::ctas > 1) {
       launch<Q>(cluster_backward_kernel<Q, true>, cluster_backward_kernel<Q, false>, f);
     } else {
       launch<Q>(backward_kernel<Q, true>, backward_kernel<Q, false>, f);
@@ -184,17 +187,25 @@ class Layer {
   }
 
   template <class Plan, class Arguments>
-  void launch(void (*plain)(Arguments), void (*any)(Arguments), const Arguments& arguments) {
+  void launch(void (*plain)(Arguments), void (*any)(Arguments), Arguments arguments) {
     const bool is_plain = !options.lengths && !options.packed && !options.resets && !options.tokens;
     const auto kernel = is_plain ? plain : any;
-    const micro::Shape grid{.ctas = static_cast<int>(tiles() * D) * Plan::ctas,
+    const int all = static_cast<int>(tiles() * D), together = Plan::of_grid ? 1 : all;
+    int64_t of_tile = 0;
+    if constexpr (Plan::of_grid) of_tile = 2 * Packets<Plan>::buffer;
+    const Array<arch::Packet> packets(all * of_tile);
+    arguments.packets = packets.device;
+    const micro::Shape grid{.ctas = together * Plan::ctas,
                             .threads = Plan::threads,
-                            .cluster = Plan::ctas,
-                            .shared = size_t(Plan::shared)};
+                            .cluster = Plan::cluster,
+                            .shared = size_t(Plan::shared),
+                            .cooperative = Plan::of_grid};
     micro::allow(kernel, grid);
     const micro::Config config(grid);
-    micro::check(cudaLaunchKernelEx(&config, kernel, arguments));
-    micro::check(cudaDeviceSynchronize());
+    for (; arguments.first_tile < all; arguments.first_tile += together) {
+      micro::check(cudaLaunchKernelEx(&config, kernel, arguments));
+      micro::check(cudaDeviceSynchronize());
+    }
   }
 
   double weight(int64_t d, int64_t gate, int64_t row, int64_t column) const {

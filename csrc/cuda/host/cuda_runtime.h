@@ -58,6 +58,7 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
@@ -134,8 +135,13 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   auto& runtime = fusedrnn::host::runtime;
   const dim3 blocks = config->gridDim, threads = config->blockDim;
   fusedrnn::host::LaunchShape shape{blocks.x, threads.x, 1, config->dynamicSmemBytes};
-  for (unsigned i = 0; i < config->numAttrs; ++i)
-    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) shape.cluster = config->attrs[i].val.clusterDim.x;
+  bool cooperative = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const auto& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) shape.cluster = attribute.val.clusterDim.x;
+    if (attribute.id == cudaLaunchAttributeCooperative) cooperative = attribute.val.cooperative;
+  }
+  if (cooperative && blocks.x * threads.x > fusedrnn::host::kAtOnce) return cudaErrorCooperativeLaunchTooLarge;
   const auto attribute = [&](cudaFuncAttribute which) {
     return runtime.attributes[{reinterpret_cast<const void*>(kernel), which}];
   };
@@ -167,6 +173,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaErrorLaunchFailure:
       return fusedrnn::host::runtime.last_told.c_str();
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
     case cudaErrorInvalidValue:
       return "invalid value";
     case cudaErrorMemoryAllocation:
@@ -180,7 +188,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
-  *clusters = INT32_MAX;
+  *clusters = 1 << 20;
   return cudaSuccess;
 }
 
