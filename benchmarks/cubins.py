@@ -42,16 +42,18 @@ GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 _NAME = re.compile(
     r"(?P<way>Forward|Backward)PlanI\w*?CellE(?P<cell>\d)E"
     r"(?P<kind>13__nv_bfloat16|6__half|NS0_4Tf32E|NS0_4IeeeILi(?P<rows>\d)EEE)"
-    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<in_registers>\d+)E(?:Li(?P<inputs>\d+)E(?=Li\d+ELi))?Li(?P<ctas>\d+)ELi\d+E+"
+    r"Li(?P<hidden>\d+)ELi(?P<warps>\d+)ELi(?P<in_registers>\d+)E(?:Li(?P<inputs>\d+)E(?=Li\d+ELi\d+ELi))?"
+    r"Li(?P<ctas>\d+)ELi(?P<cluster>\d+)ELi\d+E+"
     r"(?:Lb(?P<plain>[01]))?"
 )
 _USED = re.compile(
     r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.DOTALL
 )
 
-# Cycles of the H100, published but for the last two, which are guesses; bytes a cycle from shared memory.
-MATRIX, SHARED, REMOTE, SPECIAL, ARITHMETIC = 24, 30, 200, 20, 5
-SHARED_BYTES = 128
+# Cycles of the H100, published but for the last two, which are guesses; bytes a cycle from shared memory, and into that
+# of one CTA from all others of its cluster (3.27 TB/s of 132 multiprocessors, arXiv 2402.13499).
+MATRIX, SHARED, REMOTE, L2, SPECIAL, ARITHMETIC = 24, 30, 200, 260, 20, 5
+SHARED_BYTES, REMOTE_BYTES = 128, 14
 CHAINS = {  # of the gates of a cell: operations of the arithmetic and of the special units that wait for each other
     ("forward", "rnn_tanh"): (2, 1),
     ("forward", "gru"): (8, 2),
@@ -71,7 +73,8 @@ class Kernel(NamedTuple):
     warps: int
     in_registers: int  # of a thread, that hold weights, at most
     inputs: int  # of x, multiplied in the loop
-    ctas: int  # of a cluster
+    ctas: int  # that hold the weights
+    cluster: int  # CTAs of a cluster: all of them, or of a grid so many
     plain: bool
     registers: int
     stack: int
@@ -90,11 +93,20 @@ class Kernel(NamedTuple):
         return self.hidden * self.ctas
 
     @property
+    def of_grid(self) -> bool:
+        return self.ctas > self.cluster
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether rows of weights are of the CTA's own units alone."""
+        return self.way == "forward" or self.of_grid
+
+    @property
     def parts(self) -> int:
         """Warps that share rows of weights."""
-        if self.element == "ieee" or self.way == "backward":
+        if self.element == "ieee" or not self.own_rows:
             return 1
-        return max(1, self.warps * (8 if self.cell == "lstm" else 16) // self.hidden)
+        return max(1, self.warps * (8 if (self.way, self.cell) == ("forward", "lstm") else 16) // self.hidden)
 
     @property
     def issued(self) -> int:
@@ -109,7 +121,7 @@ class Kernel(NamedTuple):
         """Of a warp in a step, with such a matrix: of 16 rows by 32 bytes of it each, or of a number for each lane."""
         if self.element == "ieee":
             return self.weights(columns) * self.rows // (self.warps * 4 * 32)
-        if self.way == "forward":
+        if self.own_rows:
             return self.weights(columns) // (self.warps * 16 * 32)
         return columns // (self.warps * 16) * -(-self.weights(1) // 32)
 
@@ -123,13 +135,24 @@ class Kernel(NamedTuple):
             return self.units * min(4, 8 * threads // self.units) // threads
         if self.element == "ieee":
             return gates * (1 if gates > 1 else 4)
-        return gates * (self.hidden if self.way == "forward" else self.units) * self.parts // (self.warps * 16)
+        return gates * (self.hidden if self.own_rows else self.units) * self.parts // (self.warps * 16)
 
     @property
     def depth(self) -> int:
         """Products along a row of weights: of 4 numbers of each of the lanes that share it, or of 32 bytes."""
         of_one = 32 * 4 * 4 if self.element == "ieee" else 16 * 32
         return self.weights(self.units) // (self.warps * self.rows_of_weights * of_one)
+
+    @property
+    def remote(self) -> int:
+        """Bytes that come into its shared memory from other CTAs in a step: of a cluster the operand but its own slice,
+        or backward what they have summed, and of a grid what they have fetched of the operand."""
+        if self.ctas == 1:
+            return 0
+        if self.of_grid:
+            return self.rows * self.depth * self.parts * 32 * (self.cluster - 1) // self.cluster
+        size = 2 if self.way == "forward" and self.element in ("bf16", "f16") else 4
+        return self.rows * (self.units - self.hidden) * size
 
 
 class Record(NamedTuple):
@@ -200,7 +223,7 @@ def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> K
     step["others"] = every.total() - step.total()
     element = {"13__nv_bfloat16": "bf16", "6__half": "f16", "NS0_4Tf32E": "tf32"}.get(is_of["kind"], "ieee")
     rows = int(is_of["rows"] or 8)
-    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "in_registers", "inputs", "ctas"))
+    sizes = (int(is_of[size] or 0) for size in ("hidden", "warps", "in_registers", "inputs", "ctas", "cluster"))
     cell = CELLS[int(is_of["cell"])]
     return Kernel(
         is_of["way"].lower(), cell, element, rows, *sizes, is_of["plain"] != "0", registers, stack, spilled, step
@@ -210,6 +233,7 @@ def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> K
 PLANS = """
 #include "cluster_backward.cuh"
 #include "cluster_forward.cuh"
+#include "grid_backward.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -224,14 +248,15 @@ def _plan(k: Kernel) -> str:
     """The arguments of its ForwardPlan or BackwardPlan."""
     kind = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "Tf32", "ieee": f"Ieee<{k.rows}>"}[k.element]
     inputs = [k.inputs] if k.way == "forward" else []
-    return ", ".join(map(str, (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.in_registers, *inputs, k.ctas)))
+    return ", ".join(map(str, (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.in_registers, *inputs, k.ctas, k.cluster)))
 
 
 def some(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
     """These kernels, compiled as in the library: each after, or before, the other one of its size."""
     source, lines, wanted = folder / "some.cu", [], set()
     for k in kernels:
-        name = f"cluster_{k.way}_kernel" if k.ctas > 1 else f"{k.way}_kernel"
+        kind = "grid_" if k.of_grid and k.way == "backward" else "cluster_" if k.ctas > 1 else ""
+        name = f"{kind}{k.way}_kernel"
         lines += [f"{k.way.upper()}({name}, {plain}, {_plan(k)});\n" for plain in ("true", "false")]
         wanted.add(str(k))
     source.write_text(PLANS + "".join(dict.fromkeys(lines)) + "}  // namespace fusedrnn::cuda\n")
@@ -249,7 +274,7 @@ __global__ void __launch_bounds__(P::threads, 1) inference_kernel(const Forward<
   auto f = given;
   f.saved = nullptr, f.cells = nullptr;
   if constexpr (P::ctas > 1) {
-    ClusterForwardLoop<P, true>(f, shared, arch::cluster_rank()).run();
+    ClusterForwardLoop<P, true>(f, shared, rank_of<P>()).run();
   } else {
     ForwardLoop<P, true>(f, shared).run();
   }
@@ -269,12 +294,14 @@ def inference(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
 
 
 def cycles(kernel: Kernel) -> tuple[float, float, float]:
-    """Of issuing a step, of its reads from shared memory, and of its chain."""
+    """Of issuing a step, of its reads from shared memory or what comes into it from the cluster, and of its chain."""
     depth, ieee = kernel.depth, kernel.element == "ieee"
     issue = kernel.issued * kernel.warps / SCHEDULERS + BARRIER
     from_shared = max(0, kernel.weights(kernel.units) - kernel.in_registers * 4 * 32 * kernel.warps)
     from_shared += kernel.weights(kernel.inputs)
     of_state = kernel.warps * depth * (kernel.rows if ieee else 2)  # a read is one cycle; by ldmatrix of two, four
+    memory = from_shared / SHARED_BYTES + of_state
+    memory = max(memory, kernel.remote / REMOTE_BYTES)
     if ieee:
         forward = kernel.way == "forward"
         units = kernel.rows_of_weights // (GATES[kernel.cell] if forward else 1)
@@ -286,9 +313,11 @@ def cycles(kernel: Kernel) -> tuple[float, float, float]:
     exact = 1 if kernel.element == "bf16" else 2  # exp2 and a reciprocal for each
     gates = arithmetic * ARITHMETIC + exact * special * SPECIAL
     chain = SHARED + products + gates + SHARED + BARRIER
+    if kernel.of_grid:
+        chain += 2 * L2  # there, and from there once it has come
     if kernel.ctas > 1:
         chain += REMOTE + (2 * SHARED if kernel.parts > 1 or kernel.way == "backward" else 0)
-    return issue, from_shared / SHARED_BYTES + of_state, chain
+    return issue, memory, chain
 
 
 def row(kernel: Kernel) -> str:

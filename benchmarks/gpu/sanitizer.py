@@ -35,6 +35,7 @@ SAID = 1000  # characters kept of the beginning of what is said, and of the end
 
 ONE_CTA = (("bf16", 64), ("fp16", 24), ("bf16", 136), ("ieee", 24))  # units; but of 136 an LSTM takes a cluster
 CLUSTERS = (("bf16", 264), ("bf16", 520), ("tf32", 264), ("ieee", 264))
+GRIDS = (("bf16", 1032), ("tf32", 516))
 
 
 def name_of(tool: str) -> str:
@@ -68,7 +69,7 @@ def _ends(said: str) -> str:
     return said if len(said) <= 2 * SAID else f"{said[:SAID]} ... {said[-SAID:]}"
 
 
-def layers(device: str = "cuda", sizes=ONE_CTA + CLUSTERS) -> Iterator[tuple[str, torch.nn.RNNBase, object]]:
+def layers(device: str = "cuda", sizes=ONE_CTA + CLUSTERS + GRIDS) -> Iterator[tuple[str, torch.nn.RNNBase, object]]:
     """Precisions, modules on the `cuda` backend and their input: each cell, plain, packed, tokens, one way or both
     ways."""
     for (precision, H), cell in itertools.product(sizes, (fusedrnn.RNN, fusedrnn.GRU, fusedrnn.LSTM)):
@@ -80,7 +81,7 @@ def layers(device: str = "cuda", sizes=ONE_CTA + CLUSTERS) -> Iterator[tuple[str
         yield precision, module, torch.randint(6, (5, 9), device=device)
 
 
-def main(device: str = "cuda", sizes=ONE_CTA + CLUSTERS) -> None:
+def main(device: str = "cuda", sizes=ONE_CTA + CLUSTERS + GRIDS) -> None:
     for precision, module, given in layers(device, sizes):
         with grid.float32_precision(precision):
             y, _ = module(given)

@@ -79,7 +79,7 @@ inline void grid(int sms) {
   }
   for (auto [ctas, group] : {std::pair{64, 64}, {128, 64}, {128, 128}, {132, 132}}) {
     if (ctas > sms) continue;
-    for (int packets : {1, 4, 8, 16}) {
+    for (int packets : {1, 4, 8, 16, 32}) {
       DeviceArray<arch::Packet> slots(2 * ctas * packets);
       measured("tagged packets", At()("ctas", ctas)("group", group)("bytes", 12 * packets), [&](int reps) {
         slots.zero();
