@@ -31,7 +31,7 @@ from fusedrnn.bench.precision import norm
 from fusedrnn.dispatch import REGISTRY
 
 WHOLE = 10_000  # layers of a soak
-LARGEST = 1024  # units
+LARGEST = 2048  # units
 MODULES = {"rnn_tanh": fusedrnn.RNN, "rnn_relu": fusedrnn.RNN, "gru": fusedrnn.GRU, "lstm": fusedrnn.LSTM}
 PRECISIONS = {"ieee": 2.0**-23, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11}  # an eps of products
 FACTOR, LEAST = 4, 8  # times the error of the formulas; times an eps of a tensor's scale, where they have less

@@ -83,6 +83,8 @@ ON_CHIP = (
     dict(T=11, B=4, I=27, H=504, tokens=True, resets=True),
     dict(T=35, B=200, I=64, H=512),
     dict(T=9, B=5, I=6, H=1000, reverse=True),
+    dict(T=21, B=9, I=20, H=1032, D=2, lengths="packed"),
+    dict(T=11, B=40, I=27, H=1280, tokens=True, resets=True),
 )
 HELD = [Sample(cell, **size) for cell in cuda.CELLS if cell != "rnn_relu" for size in ON_CHIP]
 
@@ -106,7 +108,7 @@ def test_results_of_weights_on_chip_repeat_bit_for_bit(sample, backend):
 
 
 @pytest.mark.skipif(bool(REGISTRY["cuda"].unavailable_reason()), reason=REGISTRY["cuda"].unavailable_reason() or "")
-@pytest.mark.parametrize("hidden", [64, 264])
+@pytest.mark.parametrize("hidden", [64, 264, 1032])
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 def test_cuda_in_a_graph_of_the_users_own(cell, hidden):
     layer = getattr(fusedrnn, cell)(24, hidden, backend="cuda", device="cuda", dtype=torch.bfloat16)
@@ -124,6 +126,23 @@ def test_cuda_with_the_input_made_beside_the_loop(cell, monkeypatch):
     monkeypatch.setattr(cuda, "_parts", lambda call: 4)
     torch.testing.assert_close(layer(x)[0], whole, rtol=0, atol=0.02)
     assert_graphs_replay(layer, x)
+
+
+@pytest.mark.skipif(bool(REGISTRY["cuda"].unavailable_reason()), reason=REGISTRY["cuda"].unavailable_reason() or "")
+def test_cuda_grids_on_two_streams():
+    """Which do not fit at once, and begin while the other runs."""
+    layers = [fusedrnn.LSTM(24, 1280, backend="cuda", device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    x = torch.randn(200, 3, 24, device="cuda", dtype=torch.bfloat16)
+    want = [layer(x)[0] for layer in layers]
+    streams = [torch.cuda.Stream() for _ in layers]
+    torch.cuda.synchronize()
+    found: list[list[torch.Tensor]] = [[], []]
+    for _ in range(10):
+        for layer, stream, ys in zip(layers, streams, found, strict=True):
+            with torch.cuda.stream(stream):
+                ys.append(layer(x)[0])
+    torch.cuda.synchronize()
+    assert all(torch.equal(y, alone) for ys, alone in zip(found, want, strict=True) for y in ys)
 
 
 @pytest.fixture
