@@ -231,40 +231,35 @@ def _kernel(name: str, stack: int, spilled: int, registers: int, text: str) -> K
 
 
 PLANS = """
-#include "cluster_backward.cuh"
-#include "cluster_forward.cuh"
-#include "grid_backward.cuh"
+#include "layer.cuh"
 
 namespace fusedrnn::cuda {
 
-#define FORWARD(kernel, plain, ...) \\
-  template __global__ void kernel<ForwardPlan<__VA_ARGS__>, plain>(const Forward<ForwardPlan<__VA_ARGS__>::Element>)
-#define BACKWARD(kernel, plain, ...) \\
-  template __global__ void kernel<BackwardPlan<__VA_ARGS__>, plain>(const Backward<BackwardPlan<__VA_ARGS__>::Element>)
+#define KERNEL(plain, ...) \\
+  template __global__ void layer_kernel<__VA_ARGS__, plain>(const ArgumentsOf<__VA_ARGS__>)
 """
 
 
 def _plan(k: Kernel) -> str:
-    """The arguments of its ForwardPlan or BackwardPlan."""
+    """Its type."""
     kind = {"bf16": "__nv_bfloat16", "f16": "__half", "tf32": "Tf32", "ieee": f"Ieee<{k.rows}>"}[k.element]
     inputs = [k.inputs] if k.way == "forward" else []
-    return ", ".join(map(str, (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.in_registers, *inputs, k.ctas, k.cluster)))
+    arguments = (f"Cell::{k.cell}", kind, k.hidden, k.warps, k.in_registers, *inputs, k.ctas, k.cluster)
+    return f"{k.way.capitalize()}Plan<{', '.join(map(str, arguments))}>"
 
 
 def some(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
     """These kernels, compiled as in the library: each after, or before, the other one of its size."""
     source, lines, wanted = folder / "some.cu", [], set()
     for k in kernels:
-        kind = "grid_" if k.of_grid and k.way == "backward" else "cluster_" if k.ctas > 1 else ""
-        name = f"{kind}{k.way}_kernel"
-        lines += [f"{k.way.upper()}({name}, {plain}, {_plan(k)});\n" for plain in ("true", "false")]
+        lines += [f"KERNEL({plain}, {_plan(k)});\n" for plain in ("true", "false")]
         wanted.add(str(k))
     source.write_text(PLANS + "".join(dict.fromkeys(lines)) + "}  // namespace fusedrnn::cuda\n")
     return [kernel for kernel in compiled(source, sm, folder) if str(kernel) in wanted]
 
 
 INFERENCE = """
-#include "cluster_forward.cuh"
+#include "layer.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -273,22 +268,17 @@ __global__ void __launch_bounds__(P::threads, 1) inference_kernel(const Forward<
   FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
   auto f = given;
   f.saved = nullptr, f.cells = nullptr;
-  if constexpr (P::ctas > 1) {
-    ClusterForwardLoop<P, true>(f, shared, rank_of<P>()).run();
-  } else {
-    ForwardLoop<P, true>(f, shared).run();
-  }
+  LoopOf<P, true>(f, shared, rank_of<P>()).run();
 }
 
-#define PLAN(...) \\
-  template __global__ void inference_kernel<ForwardPlan<__VA_ARGS__>>(const Forward<ForwardPlan<__VA_ARGS__>::Element>)
+#define KERNEL(...) template __global__ void inference_kernel<__VA_ARGS__>(const ArgumentsOf<__VA_ARGS__>)
 """
 
 
 def inference(kernels: Iterable[Kernel], sm: str, folder: Path) -> list[Kernel]:
     """The forward kernels of plain layers, as they are where nothing is saved."""
     source = folder / "inference.cu"
-    plans = (f"PLAN({_plan(k)});\n" for k in kernels)
+    plans = (f"KERNEL({_plan(k)});\n" for k in kernels)
     source.write_text(INFERENCE + "".join(plans) + "}  // namespace fusedrnn::cuda\n")
     return compiled(source, sm, folder)
 

@@ -24,7 +24,7 @@ from fusedrnn.dispatch import REGISTRY
 
 # What a call of torch's own fails with, as when it looks for a function that a driver may lack, is no finding.
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
-OPTIONS = ("--kernel-name", "kns=forward_kernel", "--kernel-name", "kns=backward_kernel", "--launch-timeout", "0")
+OPTIONS = ("--kernel-name", "kns=layer_kernel", "--launch-timeout", "0")
 # A CTA that ends before others of its cluster is a fault to racecheck; ours has then waited for all that is written to
 # it (csrc/cuda/cluster.cuh).
 ENVIRONMENT = {"NV_COMPUTE_SANITIZER_MAX_RACECHECK_CLUSTER_RECORDS": "0"}

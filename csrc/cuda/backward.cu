@@ -1,21 +1,15 @@
 // The backward kernels that are compiled, as forward.cu has the forward ones.
-#include "cluster_backward.cuh"
-#include "grid_backward.cuh"
 #include "kernels.cuh"
 
 namespace fusedrnn::cuda {
 
 // hidden, warps, in_registers, ctas of a BackwardPlan.
 template <Cell cell, class Kind, int... sizes>
-constexpr auto kernel =
-    kernel_of<BackwardPlan<cell, Kind, sizes...>>(backward_kernel<BackwardPlan<cell, Kind, sizes...>, true>,
-                                                  backward_kernel<BackwardPlan<cell, Kind, sizes...>, false>);
-template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255,
-          class P = BackwardPlan<cell, Kind, hidden, warps, in_registers, ctas>>
-constexpr auto of_cluster = kernel_of<P>(cluster_backward_kernel<P, true>, cluster_backward_kernel<P, false>);
-template <Cell cell, class Kind, int hidden, int ctas, int in_registers = 255,
-          class P = BackwardPlan<cell, Kind, hidden, 8, in_registers, ctas, grid_cluster>>
-constexpr auto of_grid = kernel_of<P>(grid_backward_kernel<P, true>, grid_backward_kernel<P, false>);
+constexpr auto kernel = kernel_of<BackwardPlan<cell, Kind, sizes...>>();
+template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255>
+constexpr auto of_cluster = kernel<cell, Kind, hidden, warps, in_registers, ctas>;
+template <Cell cell, class Kind, int hidden, int ctas, int in_registers = 255>
+constexpr auto of_grid = kernel<cell, Kind, hidden, 8, in_registers, ctas, grid_cluster>;
 
 template <class Kind>
 constexpr std::array kernels{

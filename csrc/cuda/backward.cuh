@@ -46,7 +46,7 @@ class BackwardLoop : protected Loop<P, plain> {
   static constexpr int under_way = P::stages - 2;
 
  public:
-  FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared, int rank = 0)
+  FUSEDRNN_DEVICE BackwardLoop(const Backward<Element>& f, unsigned char* shared, uint32_t rank)
       : Base(f.shape, true, shared, rank, 0, f.shape.T, f.first_tile), f_(f) {
     weights_.load(shared, this->matrix(f.w_hh, P::gates, H_));
   }
@@ -242,12 +242,5 @@ class BackwardLoop : protected Loop<P, plain> {
   State state_[Base::places] = {};
   float sums_[Base::units][P::blocks] = {};
 };
-
-// A grid of (batch tiles) x D CTAs with P::shared bytes of dynamic shared memory.
-template <class P, bool plain>
-__global__ void __launch_bounds__(P::threads, 1) backward_kernel(const Backward<typename P::Element> f) {
-  FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-  BackwardLoop<P, plain>(f, shared).run();
-}
 
 }  // namespace fusedrnn::cuda

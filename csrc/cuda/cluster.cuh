@@ -5,9 +5,6 @@
 
 #include "loop.cuh"
 
-// Kernels for GPUs that have no clusters are compiled as well, to nothing.
-#define FUSEDRNN_CLUSTERS (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900)
-
 namespace fusedrnn::cuda {
 
 // Until `done`; a wait that does not end within seconds ends the kernel.
@@ -28,8 +25,13 @@ FUSEDRNN_DEVICE void wait_for(uint32_t barrier, uint32_t parity) {
 // Of the CTA among those that hold the layer's weights.
 template <class P>
 FUSEDRNN_DEVICE uint32_t rank_of() {
-  if constexpr (P::of_grid) return blockIdx.x % P::ctas;
-  return arch::cluster_rank();
+  if constexpr (P::ctas == 1) {
+    return 0;
+  } else if constexpr (P::of_grid) {
+    return blockIdx.x % P::ctas;
+  } else {
+    return arch::cluster_rank();
+  }
 }
 
 // The operand of each step, in two buffers by turns, as of all CTAs. A row begins with the slice of the CTA's own units;

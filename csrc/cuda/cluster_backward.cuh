@@ -50,13 +50,4 @@ class ClusterBackwardLoop : BackwardLoop<P, plain> {
   Slots<P> slots_;
 };
 
-// A grid of (batch tiles) x D clusters of P::ctas CTAs with P::shared bytes of dynamic shared memory.
-template <class P, bool plain>
-__global__ void __launch_bounds__(P::threads, 1) cluster_backward_kernel(const Backward<typename P::Element> f) {
-  FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-#if FUSEDRNN_CLUSTERS
-  ClusterBackwardLoop<P, plain>(f, shared, rank_of<P>()).run();
-#endif
-}
-
 }  // namespace fusedrnn::cuda

@@ -70,14 +70,4 @@ class ClusterForwardLoop : ForwardLoop<P, plain> {
   std::conditional_t<P::of_grid, Packets<P>, Exchange<P>> exchange_;
 };
 
-// P::ctas CTAs, with P::shared bytes of dynamic shared memory, for each batch tile and direction: as a cluster, or in
-// clusters of P::cluster, all of which have to run at once.
-template <class P, bool plain>
-__global__ void __launch_bounds__(P::threads, 1) cluster_forward_kernel(const Forward<typename P::Element> f) {
-  FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-#if FUSEDRNN_CLUSTERS
-  ClusterForwardLoop<P, plain>(f, shared, rank_of<P>()).run();
-#endif
-}
-
 }  // namespace fusedrnn::cuda

@@ -1,19 +1,15 @@
 // The forward kernels that are compiled: few sizes, each serving all H up to its own, those of a cell in their order.
-#include "cluster_forward.cuh"
 #include "kernels.cuh"
 
 namespace fusedrnn::cuda {
 
 // hidden, warps, in_registers, inputs, ctas of a ForwardPlan.
 template <Cell cell, class Kind, int... sizes>
-constexpr auto kernel = kernel_of<ForwardPlan<cell, Kind, sizes...>>(
-    forward_kernel<ForwardPlan<cell, Kind, sizes...>, true>, forward_kernel<ForwardPlan<cell, Kind, sizes...>, false>);
-template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255,
-          class P = ForwardPlan<cell, Kind, hidden, warps, in_registers, 0, ctas>>
-constexpr auto of_cluster = kernel_of<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>);
-template <Cell cell, class Kind, int hidden, int ctas, int in_registers = 255,
-          class P = ForwardPlan<cell, Kind, hidden, 8, in_registers, 0, ctas, grid_cluster>>
-constexpr auto of_grid = kernel_of<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>);
+constexpr auto kernel = kernel_of<ForwardPlan<cell, Kind, sizes...>>();
+template <Cell cell, class Kind, int hidden, int warps, int ctas, int in_registers = 255>
+constexpr auto of_cluster = kernel<cell, Kind, hidden, warps, in_registers, 0, ctas>;
+template <Cell cell, class Kind, int hidden, int ctas, int in_registers = 255>
+constexpr auto of_grid = kernel<cell, Kind, hidden, 8, in_registers, 0, ctas, grid_cluster>;
 
 template <class Kind>
 constexpr std::array kernels{

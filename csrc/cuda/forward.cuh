@@ -66,7 +66,7 @@ class ForwardLoop : protected Loop<P, plain> {
   static_assert(under_way >= 0);
 
  public:
-  FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared, int rank = 0)
+  FUSEDRNN_DEVICE ForwardLoop(const Forward<Element>& f, unsigned char* shared, uint32_t rank)
       : Base(f.shape, false, shared, rank, f.first, f.last, f.first_tile), f_(f) {
     weights_.load(shared, this->matrix(f.w_hh, T::gates, H_));
     if constexpr (concat) inputs_.weights.load(shared, this->matrix(f.w_ih, T::gates, static_cast<int>(s_.I)));
@@ -263,12 +263,5 @@ class ForwardLoop : protected Loop<P, plain> {
   State state_[Base::places] = {};
   float b_hn_[Base::units] = {};
 };
-
-// A grid of (batch tiles) x D CTAs with P::shared bytes of dynamic shared memory.
-template <class P, bool plain>
-__global__ void __launch_bounds__(P::threads, 1) forward_kernel(const Forward<typename P::Element> f) {
-  FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-  ForwardLoop<P, plain>(f, shared).run();
-}
 
 }  // namespace fusedrnn::cuda

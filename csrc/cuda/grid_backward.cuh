@@ -58,13 +58,4 @@ class GridBackwardLoop : BackwardLoop<P, plain> {
   Packets<P> packets_;
 };
 
-// As cluster_forward_kernel has a grid.
-template <class P, bool plain>
-__global__ void __launch_bounds__(P::threads, 1) grid_backward_kernel(const Backward<typename P::Element> f) {
-  FUSEDRNN_DYNAMIC_SHARED(unsigned char, shared);
-#if FUSEDRNN_CLUSTERS
-  GridBackwardLoop<P, plain>(f, shared, rank_of<P>()).run();
-#endif
-}
-
 }  // namespace fusedrnn::cuda

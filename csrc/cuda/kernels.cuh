@@ -13,7 +13,7 @@
 #include <mutex>
 #include <utility>
 
-#include "packets.cuh"
+#include "layer.cuh"
 
 // A sum over what it is built of (sources.py), where the builder gives it.
 #ifndef FUSEDRNN_SOURCES
@@ -82,10 +82,11 @@ bool is_plain(const Arguments& arguments) {
   return !s.row_offsets && !s.lengths && !s.resets;
 }
 
-template <class P, class Arguments>
-constexpr Kernel<Arguments> kernel_of(void (*plain)(Arguments), void (*any)(Arguments)) {
+template <class P>
+constexpr Kernel<ArgumentsOf<P>> kernel_of() {
   int64_t packets = 0;
   if constexpr (P::of_grid) packets = 2 * Packets<P>::buffer * sizeof(arch::Packet);
+  auto *const plain = layer_kernel<P, true>, *const any = layer_kernel<P, false>;
   return {P::cell, P::columns, P::inputs, P::units, P::threads, P::shared, P::ctas, P::cluster, packets, plain, any};
 }
 

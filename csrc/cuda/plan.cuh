@@ -34,7 +34,7 @@ struct Plan {
   static constexpr int hidden = hidden_, warps = warps_, threads = 32 * warps, size = sizeof(Element);
   static constexpr int gates = static_cast<int>(gates_of(cell)), columns = Tiles::columns;
   static constexpr int ctas = ctas_, cluster = cluster_, units = ctas * hidden, parts = Tiles::parts;
-  static constexpr bool of_grid = ctas > cluster;
+  static constexpr bool backward = transposed, of_grid = ctas > cluster;
   static constexpr int groups = over(hidden * parts, warps* Tiles::units);  // of units, a warp
   static constexpr int depth = over(operand, Tiles::bytes* parts);          // products of a warp along a row
   static constexpr int busy = hidden * parts / (groups * Tiles::units);     // warps that have units

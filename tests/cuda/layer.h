@@ -14,9 +14,7 @@ inline double positive(double x) { return x > 0; }
 
 }  // namespace fusedrnn::cuda
 
-#include "cluster_backward.cuh"
-#include "cluster_forward.cuh"
-#include "grid_backward.cuh"
+#include "layer.cuh"
 
 namespace layers {
 
@@ -108,11 +106,7 @@ class Layer {
     if (options.saves) f.saved = saved.device, f.cells = cells.device;
     for (auto* array : {&y, &h_n, &c_n, &saved}) array->poison();
     cells.poison();
-    if constexpr (P::ctas > 1) {
-      launch<P>(cluster_forward_kernel<P, true>, cluster_forward_kernel<P, false>, f);
-    } else {
-      launch<P>(forward_kernel<P, true>, forward_kernel<P, false>, f);
-    }
+    launch<P>(f);
     for (auto* array : {&y, &h_n, &c_n, &saved}) array->read();
     cells.read();
     for (int64_t d = 0; d < D; ++d) {
@@ -134,13 +128,7 @@ class Layer {
     f.dgates = dgates.device, f.before = before.device, f.dh0 = dh0.device, f.dc0 = dc0.device, f.db = db.device;
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->poison();
     db.poison();
-    if constexpr (Q::of_grid) {
-      launch<Q>(grid_backward_kernel<Q, true>, grid_backward_kernel<Q, false>, f);
-    } else if constexpr (Q::ctas > 1) {
-      launch<Q>(cluster_backward_kernel<Q, true>, cluster_backward_kernel<Q, false>, f);
-    } else {
-      launch<Q>(backward_kernel<Q, true>, backward_kernel<Q, false>, f);
-    }
+    launch<Q>(f);
     for (auto* array : {&dgates, &before, &dh0, &dc0}) array->read();
     db.read();
     sums.assign(D * tiles() * blocks * H, 0);
@@ -186,10 +174,10 @@ class Layer {
     return s;
   }
 
-  template <class Plan, class Arguments>
-  void launch(void (*plain)(Arguments), void (*any)(Arguments), Arguments arguments) {
+  template <class Plan>
+  void launch(ArgumentsOf<Plan> arguments) {
     const bool is_plain = !options.lengths && !options.packed && !options.resets && !options.tokens;
-    const auto kernel = is_plain ? plain : any;
+    const auto kernel = is_plain ? layer_kernel<Plan, true> : layer_kernel<Plan, false>;
     const int all = static_cast<int>(tiles() * D), together = Plan::of_grid ? 1 : all;
     int64_t of_tile = 0;
     if constexpr (Plan::of_grid) of_tile = 2 * Packets<Plan>::buffer;
