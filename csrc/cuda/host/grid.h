@@ -60,6 +60,7 @@ class Grid {
  private:
   static constexpr unsigned kFruitless = 2000;  // polls of every thread, without a change, that count as a deadlock
   static constexpr unsigned kSleepy = 256;      // one pause, one waking up in so many takes long
+  static constexpr size_t kTogether = 64;       // of what is late, one in so many happens at once
 
   static void enter();
   void prepare(Cta& cta);
@@ -83,7 +84,7 @@ class Grid {
   std::vector<std::function<void()>> late_;
   std::counting_semaphore<> prepared_{0};
   uint64_t steps_ = 0, last_change_ = 0;
-  unsigned quantum_, lateness_;  // steps a CTA runs at most; one step in so many brings something late
+  unsigned quantum_, lateness_;  // steps a CTA runs at most; one step in so many lets something late happen
   bool over_ = false;
   std::string error_;
 };
@@ -290,7 +291,7 @@ inline void Grid::release(Cta& from) {
 
 inline void Grid::happen() {
   if (late_.empty()) return;
-  take(late_)();
+  for (size_t some = (late_.size() + kTogether - 1) / kTogether; some > 0; --some) take(late_)();
   changed();
 }
 
