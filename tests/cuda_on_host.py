@@ -54,6 +54,12 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+def on_processors(monkeypatch, processors):
+    """A GPU of so many that has clusters of 16."""
+    limits = backend.Limits(backend.HOPPER_SHARED, 16, processors)
+    monkeypatch.setattr(backend, "_limits", lambda: limits)
+
+
 @pytest.mark.parametrize(("sample", "name"), cases(["cuda"], torch.bfloat16, SMOOTH))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_error_is_at_most_twice_that_of_torch(sample, name, dtype):
@@ -153,7 +159,7 @@ def test_clusters_in_tf32(cell):
 @pytest.mark.parametrize("cell", LARGEST)
 def test_clusters_in_float32(cell, rows, monkeypatch):
     sample = Sample(cell, T=2, B=3, I=5, H=260 if cell == "rnn_tanh" else 132)
-    monkeypatch.setattr(backend, "_processors", lambda: 24 if rows == 1 else 23)
+    on_processors(monkeypatch, 24 if rows == 1 else 23)
     assert backend._tile(sample.call(torch.float32)) == rows
     assert_close_to_float64(sample, "cuda", torch.float32, draws=1)
 
@@ -163,7 +169,7 @@ def test_smaller_clusters_take_what_larger_ones_would_in_turns(cell, monkeypatch
     """Two tiles by one cluster of 8 or two of 4; of the GRU by one of 16 or two of 8."""
     of_gru = ((264, 16, 8), (264, 32, 16)) if cell == "gru" else ()
     for H, processors, ctas in ((200, 8, 4), (200, 16, 8), *of_gru):
-        monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
+        on_processors(monkeypatch, processors)
         sample = Sample(cell, T=2, B=9, I=3, H=H)
         assert backend._needs("forward", "processors", sample.call(torch.bfloat16), 8) == 2 * ctas
         if ctas < 16:
@@ -177,7 +183,7 @@ def test_clusters_repeat():
 @pytest.fixture
 def grids(monkeypatch):
     """Room for one grid of 64 CTAs at a time."""
-    monkeypatch.setattr(backend, "_processors", lambda: 64)
+    on_processors(monkeypatch, 64)
 
 
 OF_GRIDS = (
@@ -208,13 +214,13 @@ def test_grids_in_turns_and_by_parts_of_the_input(grids, monkeypatch):
 def test_a_grid_that_does_not_run_at_once_is_refused(monkeypatch):
     problem = Problem("lstm", "cpu", torch.bfloat16, T=3, B=17, I=4, H=776)
     for processors, most in ((63, 768), (64, 1024), (80, 1280), (127, 1280), (128, 2048)):
-        monkeypatch.setattr(backend, "_processors", lambda of=processors: of)
+        on_processors(monkeypatch, processors)
         assert backend._most_hidden("forward", "lstm", "bf16", 8, 0, *backend._limits()) == most
         assert REGISTRY["cuda"].waits_through_memory(problem) == (processors > 63)
-    monkeypatch.setattr(backend, "_processors", lambda: 63)
+    on_processors(monkeypatch, 63)
     with pytest.raises(BackendError, match="H=776, forward holds at most 768 units"):
         select(problem, "cuda")
-    monkeypatch.setattr(backend, "_processors", lambda: 192)  # three grids, more threads than the host build has
+    on_processors(monkeypatch, 192)  # three grids, more threads than the host build has
     with pytest.raises(RuntimeError, match="cuda: too many blocks in cooperative launch"):
         REGISTRY["cuda"].forward(Sample("lstm", T=1, B=17, I=4, H=776).call(torch.bfloat16))
 
@@ -244,11 +250,7 @@ def test_parts_of_a_strided_input(monkeypatch):
 
 def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
     monkeypatch.setattr(backend, "ON_HOST", False)
-    monkeypatch.setattr(backend, "_ctas", lambda device: 16)
-    monkeypatch.setattr(backend, "_processors", lambda: 132)
-    monkeypatch.setattr(
-        backend, "_properties", lambda device: SimpleNamespace(shared_memory_per_block_optin=backend.HOPPER_SHARED)
-    )
+    on_processors(monkeypatch, 132)
 
     def parts(**sizes):
         return backend._parts(Sample("lstm", **dict(T=1024, B=16, I=512, H=512) | sizes).call(torch.bfloat16))
@@ -258,6 +260,21 @@ def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
     assert parts(H=768, B=8) > parts(H=776, B=8) == 1  # a grid
     monkeypatch.setattr(backend, "BEGINNING", 1e-9)
     assert parts() == 8 and parts(T=5) == 5
+
+
+def test_a_gpu_is_asked_once_for_its_limits(monkeypatch):
+    asked = []
+
+    def properties(device):
+        asked.append(device)
+        return SimpleNamespace(shared_memory_per_block_optin=100 + device, multi_processor_count=132)
+
+    monkeypatch.setattr(backend, "ON_HOST", False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    for device in (5, 7, 5):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda of=device: of)
+        assert backend._limits() == (100 + device, 16, 132)
+    assert asked == [5, 7]
 
 
 @pytest.mark.parametrize(

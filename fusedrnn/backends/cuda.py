@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -184,7 +184,8 @@ def _parts(call: Call) -> int:
     if call.tokens or call.row_offsets is not None or call.schedule == "concat" or ON_HOST:
         return 1
     tile = _tile(call)
-    if _needs("forward", "processors", call, tile) > _processors() // 2 or _needs("forward", "packets", call, tile):
+    leaves_room = _needs("forward", "processors", call, tile) <= _limits().processors // 2
+    if not leaves_room or _needs("forward", "packets", call, tile):
         return 1
     seconds = 2 * call.R * call.I * call.D * len(call.spec.gates) * call.H / PRODUCTS[_numbers(call)]
     return max(1, min(MOST_PARTS, call.T, round((seconds / BEGINNING) ** 0.5)))
@@ -267,25 +268,26 @@ def _missing(device: int | None) -> str:
     return (_cuda_library.function("missing")() or b"").decode()
 
 
-def _limits() -> tuple[int, int, int]:
+class Limits(NamedTuple):
     """Bytes of shared memory that a CTA may have, CTAs that a cluster may, and multiprocessors."""
-    if ON_HOST:
-        return HOPPER_SHARED, _ctas(None), _processors()
-    return _properties(_device()).shared_memory_per_block_optin, _ctas(_device()), _processors()
+
+    shared: int
+    ctas: int
+    processors: int
+
+
+def _limits() -> Limits:
+    """Of the device in use."""
+    return _limits_of(None if ON_HOST else torch.cuda.current_device())
 
 
 @functools.cache
-def _ctas(device: int | None) -> int:
-    return _cuda_library.function("ctas")()
-
-
-def _processors() -> int:
-    return ON_HOST_PROCESSORS if ON_HOST else _properties(_device()).multi_processor_count
-
-
-@functools.cache
-def _properties(device: int) -> Any:
-    return torch.cuda.get_device_properties(device)
+def _limits_of(device: int | None) -> Limits:
+    ctas = _cuda_library.function("ctas")()
+    if device is None:
+        return Limits(HOPPER_SHARED, ctas, ON_HOST_PROCESSORS)
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Limits(properties.shared_memory_per_block_optin, ctas, properties.multi_processor_count)
 
 
 @functools.cache
