@@ -284,6 +284,8 @@ def _layer(
     row_offsets, lengths, resets = places
     given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
     compiling = torch.compiler.is_compiling()
+    if compiling:
+        given = _each_once(given)
     direction = 2 if len(weights) == 2 else int(reverse)
     dtype, precision = w.w_ih.dtype, _precision(w.w_ih)
     transformed = torch._C._are_functorch_transforms_active()
@@ -322,6 +324,16 @@ def _layer(
         return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]
     y, h_n, c_n, *_ = ops.forward(spec.op, *given, *options)
     return y, h_n, c_n
+
+
+def _each_once(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Views of those that come again, as a state that is h0 and c0: Dynamo traces no Function of one tensor twice."""
+    seen: list[Tensor | None] = []
+    for tensor in tensors:
+        if tensor is not None and any(tensor is other for other in seen):
+            tensor = tensor.view_as(tensor)
+        seen.append(tensor)
+    return tuple(seen)
 
 
 _NO_WEIGHTS = (None,) * 5

@@ -37,6 +37,22 @@ def compiled(function, backend="aot_eager", **options):
     return torch.compile(function, fullgraph=True, backend=backend, **options)
 
 
+@pytest.mark.parametrize("twice", ["state", "weight", "bias"])
+def test_a_tensor_given_twice(twice):
+    """torch.compile traces no autograd Function that is given one."""
+    net, x, h = fusedrnn.LSTM(I, I, dtype=torch.float64), normal(5, 2, I), normal(1, 2, I).requires_grad_()
+    if twice != "state":
+        setattr(net, f"{twice}_hh_l0", getattr(net, f"{twice}_ih_l0"))
+    state = (h, h if twice == "state" else h.detach())
+
+    def output(x):
+        return net(x, state)[0].square().sum()
+
+    found, want = (torch.autograd.grad(run(x), (h, *net.parameters())) for run in (compiled(output), output))
+    for one, other in zip(found, want, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(("name", "how"), [*((name, "dynamic") for name in LAYERS), ("GRU", "marked")])
 def test_training_steps_of_every_size_are_one_graph_with_one_node_a_layer(name, how):
     net, theirs = pair(name, **OPTIONS)
