@@ -207,7 +207,7 @@ def test_grids_in_turns_and_by_parts_of_the_input(grids, monkeypatch):
     sample = Sample("rnn_tanh", T=2, B=1, I=3, H=1032, D=2)
     assert backend._needs("forward", "turns", sample.call(torch.bfloat16), 8) == 2
     want = forward(sample.call(torch.bfloat16), "cuda")
-    monkeypatch.setattr(backend, "_parts", lambda call: 2)
+    monkeypatch.setattr(backend, "_parts", lambda call, tile: 2)
     assert_equal(*(dict(enumerate(found[:3])) for found in (forward(sample.call(torch.bfloat16), "cuda"), want)))
 
 
@@ -237,13 +237,13 @@ OF_PARTS = (
 @pytest.mark.parametrize("sample", OF_PARTS, ids=str)
 def test_parts_of_the_input_give_the_same(sample, parts, monkeypatch):
     want = run(sample, "cuda", torch.bfloat16)
-    monkeypatch.setattr(backend, "_parts", lambda call: min(parts, call.T))
+    monkeypatch.setattr(backend, "_parts", lambda call, tile: min(parts, call.T))
     assert_equal(run(sample, "cuda", torch.bfloat16), want)
 
 
 def test_parts_of_a_strided_input(monkeypatch):
     """torch multiplies it whole by other kernels than in parts."""
-    monkeypatch.setattr(backend, "_parts", lambda call: 3)
+    monkeypatch.setattr(backend, "_parts", lambda call, tile: 3)
     sample = Sample("lstm", T=4, B=2, I=3, H=136, D=2, strided=True)
     assert_close_to_float64(sample, "cuda", torch.bfloat16, draws=2)
 
@@ -253,7 +253,8 @@ def test_parts_are_made_beside_a_loop_that_leaves_room(monkeypatch):
     on_processors(monkeypatch, 132)
 
     def parts(**sizes):
-        return backend._parts(Sample("lstm", **dict(T=1024, B=16, I=512, H=512) | sizes).call(torch.bfloat16))
+        call = Sample("lstm", **dict(T=1024, B=16, I=512, H=512) | sizes).call(torch.bfloat16)
+        return backend._parts(call, backend._tile(call))
 
     assert parts() == 3  # of 69 us
     assert parts(T=64) == parts(B=64) == parts(tokens=True, I=64) == parts(lengths="packed") == parts(T=0) == 1

@@ -8,8 +8,8 @@ and of x after it; those of the biases are summed in the loop.
 
 from __future__ import annotations
 
-import ctypes
 import functools
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +72,8 @@ class CudaBackend(Backend):
         with hoisted.on_its_device(call):
             w_ih, bias = hoisted.stacked([w.w_ih for w in call.weights]), hoisted.input_bias(call)
             gates, tokens, x_rows, I = absent, absent, absent, call.I
-            parts = _parts(call)
+            tile = _tile(call)
+            parts = _parts(call, tile)
             steps: Iterable[beside.Part] = [(0, call.T)]
             if _concat(call.schedule, call.tokens):
                 I = _padded(call.I, call.dtype)
@@ -98,9 +99,9 @@ class CudaBackend(Backend):
                 *(*x_rows, w_ih, bias),
             )
             between = [call.h0.new_empty(call.h0.shape, dtype=torch.float32) if parts > 1 else None for _ in range(2)]
-            packets = _packets("forward", call)
+            packets = _packets("forward", call, tile)
             for first, last in steps:
-                _launch("forward", call, (*operands, first, last, *between, packets, 0))
+                _launch("forward", call, tile, (*operands, first, last, *between, packets, 0))
         return outputs
 
     def backward(self, call, dy, dh_n, dc_n, y, saved, cells, wanted):
@@ -110,7 +111,8 @@ class CudaBackend(Backend):
         dgates, before = like.new_empty(D, R, width), like.new_empty(D, R, H)
         dh0 = torch.empty_like(call.h0, memory_format=torch.contiguous_format)
         dc0 = torch.empty_like(dh0) if call.c0 is not None else None
-        tiles = -(-call.B // _tile(call))
+        tile = _tile(call)
+        tiles = -(-call.B // tile)
         sums = like.new_empty(D, tiles, width, dtype=torch.float32)
         with hoisted.on_its_device(call):
             operands = (
@@ -122,12 +124,12 @@ class CudaBackend(Backend):
                 *_rows(call, _whole(y)),
                 _dense(call.h0),
                 None if call.c0 is None else _dense(call.c0.float()),
-                like.new_zeros(H, dtype=torch.float32),
+                None if call.resets is None else like.new_zeros(H, dtype=torch.float32),
                 *(_dense(saved), _dense(cells)),
                 *(dgates, before, dh0, dc0, sums),
-                *(_packets("backward", call), 0),
+                *(_packets("backward", call, tile), 0),
             )
-            _launch("backward", call, operands)
+            _launch("backward", call, tile, operands)
             inputs = dgates[..., : len(call.spec.gates) * H]
 
             def of_direction(d: int) -> tuple:
@@ -150,15 +152,13 @@ def _by_gates(call: Call, dgates: Tensor, before: Tensor, sums: Tensor) -> tuple
     return recurrent, (sums[: 3 * H].clone(), torch.cat((sums[: 2 * H], sums[3 * H :])))
 
 
-def _launch(way: str, call: Call, operands: Sequence[Tensor | int | None]) -> None:
+def _launch(way: str, call: Call, tile: int, operands: Sequence[Tensor | int | None]) -> None:
     """operands: the words of struct Forward or Backward (csrc/cuda), a tensor standing for its address."""
-    words = (ctypes.c_int64 * len(operands))(
-        *(0 if word is None else word.data_ptr() if isinstance(word, Tensor) else word for word in operands)
-    )
+    words = array("q", [0 if w is None else w if isinstance(w, int) else w.data_ptr() for w in operands])
     stream = 0 if ON_HOST else torch.cuda.current_stream().cuda_stream
-    numbers, address = NUMBERS.index(_numbers(call)), ctypes.addressof(words)
     run = _cuda_library.function(way)
-    if error := run(numbers, address, len(words), call.D, _tile(call), *_limits(), stream):
+    numbers = NUMBERS.index(_numbers(call))
+    if error := run(numbers, *words.buffer_info(), call.D, tile, *_limits(), stream):
         raise RuntimeError(f"cuda: {error.decode()}")
 
 
@@ -174,7 +174,7 @@ def _tile(of: Call | Problem) -> int:
     return 1 if _needs("forward", "turns", of, 1) <= 1 else 2
 
 
-def _parts(call: Call) -> int:
+def _parts(call: Call, tile: int) -> int:
     """Parts in which the products of the input are made, beside the loop where it leaves half of the multiprocessors,
     and is no grid: those begin when all that they take are free at once.
 
@@ -183,7 +183,6 @@ def _parts(call: Call) -> int:
     """
     if call.tokens or call.row_offsets is not None or call.schedule == "concat" or ON_HOST:
         return 1
-    tile = _tile(call)
     leaves_room = _needs("forward", "processors", call, tile) <= _limits().processors // 2
     if not leaves_room or _needs("forward", "packets", call, tile):
         return 1
@@ -204,9 +203,9 @@ def _needed(way: str, what: str, numbers: str, tile: int, cell: str, H: int, til
     return found(NUMBERS.index(numbers), tile, CELLS.index(cell), 0, H, tiles, *limits, NEEDS.index(what))
 
 
-def _packets(way: str, call: Call) -> Tensor | None:
+def _packets(way: str, call: Call, tile: int) -> Tensor | None:
     """Zeros, by way of which the CTAs of a grid exchange what they have computed."""
-    size = _needs(way, "packets", call, _tile(call))
+    size = _needs(way, "packets", call, tile)
     return torch.zeros(size, dtype=torch.uint8, device=call.h0.device) if size else None
 
 
@@ -243,6 +242,8 @@ def _rows(call: Call, t: Tensor) -> tuple[Tensor, int, int]:
 
 def _whole(t: Tensor) -> Tensor:
     """Itself where its rows are dense and begin at whole 16 bytes, else a copy of which that holds."""
+    if t.is_contiguous() and (t.data_ptr() | t.shape[-1] * t.element_size()) % WHOLE == 0:
+        return t
     places = (t.data_ptr(), *(stride * t.element_size() for stride in t.stride()[:-1]))
     if t.stride(-1) == 1 and not any(at % WHOLE for at in places):
         return t

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,16 @@ from fusedrnn.call import Call
 
 def input_bias(call: Call) -> Tensor | None:
     """Of all directions [D*G*H], both biases where they simply add; of the GRU r multiplies b_hn, which stays apart."""
-    added = 2 * call.H if call.cell == "gru" else None
     sums = []
     for w in call.weights:
         if w.b_ih is None or w.b_hh is None:
             return None
-        both = w.b_ih.clone()
-        both[:added] += w.b_hh[:added]
-        sums.append(both)
-    return torch.cat(sums)
+        if call.cell == "gru":
+            sums.append(w.b_ih.clone())
+            sums[-1][: 2 * call.H].add_(w.b_hh[: 2 * call.H])
+        else:
+            sums.append(w.b_ih + w.b_hh)
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def reset_bias(call: Call) -> Tensor | None:
@@ -58,8 +60,10 @@ def flat_rows(call: Call) -> Tensor:
 
 def input_gradient(call: Call, dgates: Tensor) -> Tensor:
     """dgates W_ih, both directions in one product."""
-    both = dgates[0] if call.D == 1 else torch.cat(tuple(dgates), -1)
-    return call.in_order((both @ torch.cat([w.w_ih for w in call.weights])).view(call.x.shape))
+    both, w_ih = dgates[0], call.weights[0].w_ih
+    if call.D == 2:
+        both, w_ih = torch.cat(tuple(dgates), -1), torch.cat([w.w_ih for w in call.weights])
+    return call.in_order((both @ w_ih).view(call.x.shape))
 
 
 def strides(call: Call, rows: Tensor) -> tuple[int, int]:
@@ -92,13 +96,18 @@ def all_gradients(
     return tuple(g if wanted >> k & 1 else None for k, g in enumerate(found))
 
 
-@contextlib.contextmanager
-def on_its_device(call: Call) -> Iterator[None]:
+def on_its_device(call: Call) -> AbstractContextManager:
     """On the device of the operands, with torch's own products in the precision of the call."""
+    device = torch.cuda.device(call.x.device) if call.x.is_cuda else contextlib.nullcontext()
+    return _in_precision(call.precision, device) if call.dtype == torch.float32 else device
+
+
+@contextlib.contextmanager
+def _in_precision(precision: str, device: AbstractContextManager) -> Iterator[None]:
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
-    with torch.cuda.device(call.x.device) if call.x.is_cuda else contextlib.nullcontext():
-        settings.fp32_precision = call.precision
+    with device:
+        settings.fp32_precision = precision
         try:
             yield
         finally:

@@ -271,8 +271,8 @@ class LSTM(_Recurrent):
         )
 
     def _zeros(self, x: Tensor, batch: int):
-        h0 = super()._zeros(x, batch)
-        return h0, self._zero_state(x, batch, self.hidden_size)
+        h0 = super()._zeros(x, batch)  # nobody writes to a state
+        return h0, self._zero_state(x, batch, self.hidden_size) if self.proj_size else h0
 
     def _check_state_dims(self, hx, dims: int, what: str) -> None:
         got = [tensor.dim() for k in (0, 1) for tensor in self._tensors(hx[k])]
