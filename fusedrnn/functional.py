@@ -219,6 +219,8 @@ def run(
         x, h0, c0, weights = autocast(x, h0, c0, weights, of_state=CELLS[cell].op == "gru")
     places = (row_offsets, lengths, resets)
     D = 2 if bidirectional else 1
+    if not dropout and (found := _by_library(cell, x, h0, c0, weights, places, D, batch_major, schedule, backend)):
+        return found
     layer = _layer if isinstance(h0, Tensor) else _layer_apart
     if len(weights) == D:
         y, h_n, c_n = layer(cell, x, h0, c0, weights, places, batch_major, schedule, memory, backend)
@@ -235,6 +237,33 @@ def run(
         h_last.append(h)
         c_last.append(c)
     return y.transpose(0, 1) if batch_major else y, states.joined(h_last), states.joined(c_last)
+
+
+def _by_library(
+    cell, x, h0, c0, weights, places, D, batch_first, schedule, backend
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """torch.nn's own call, where its library is to run all layers, nothing is differentiated and nobody listens: on a
+    GPU it finds the weights in the one buffer that a module keeps, a layer's op copies them."""
+    named = dispatch.requested(backend)
+    if places != (None, None, None) or not (named == "torch" or (named == "auto" and x.is_cuda)):
+        return None
+    flat = [t for w in weights for t in w if t is not None]
+    given = (x, h0, c0, *flat)
+    if ops.anything_listens() or not ops.are_plain(given) or torch._C._is_any_autocast_enabled():
+        return None
+    if torch.is_grad_enabled() and any([t.requires_grad for t in given if t is not None]):
+        return None
+    if x.is_cuda and len({t.untyped_storage().data_ptr() for t in flat}) > 1:
+        return None
+    precision = _precision(weights[0].w_ih)
+    for w in weights[::D]:
+        if _select(named, *_facts(cell, x, h0, w, places, D, batch_first, schedule, "none", precision)) != "torch":
+            return None
+    state = h0.contiguous() if c0 is None else (h0.contiguous(), c0.contiguous())
+    how = (weights[0].b_ih is not None, len(weights) // D, 0.0, False, D == 2, False)
+    y, h_n, *c_n = getattr(torch._VF, cell)(x, state, flat, *how)
+    y = y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if batch_first else y
+    return y, h_n, c_n[0] if c_n else y.new_empty(0)
 
 
 def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -281,40 +310,18 @@ def _layer(
     torch.export keeps no Function: in what it leaves, the derivative is the op's own.
     """
     spec, w = CELLS[cell], weights[0]
-    row_offsets, lengths, resets = places
-    given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), row_offsets, lengths, resets)
+    given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), *places)
     compiling = torch.compiler.is_compiling()
     if compiling:
         given = _each_once(given)
     direction = 2 if len(weights) == 2 else int(reverse)
-    dtype, precision = w.w_ih.dtype, _precision(w.w_ih)
+    precision = _precision(w.w_ih)
     transformed = torch._C._are_functorch_transforms_active()
     if forward_ad._current_level >= 0 or (transformed and compiling):
         return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
     differentiate = torch.is_grad_enabled() and (transformed or any([t.requires_grad for t in given if t is not None]))
     save = memory if differentiate else "none"
-    rows, I = w.w_ih.shape
-    _, B, P = h0.shape
-    facts = (
-        cell,
-        x.device.type,
-        dtype,
-        (x if row_offsets is None else row_offsets).shape[0],
-        B,
-        I,
-        rows // len(spec.gates),
-        len(weights),
-        0 if w.w_hr is None else P,
-        x.dtype == torch.int64,
-        row_offsets is not None,
-        lengths is not None,
-        resets is not None,
-        w.b_ih is not None,
-        batch_first,
-        schedule,
-        save,
-        precision,
-    )
+    facts = _facts(cell, x, h0, w, places, len(weights), batch_first, schedule, save, precision)
     if compiling or torch.SymInt in map(type, facts):  # symbols have no hash
         name = dispatch.select(Problem(*facts), backend)
     else:
@@ -337,6 +344,33 @@ def _each_once(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 
 
 _NO_WEIGHTS = (None,) * 5
+
+
+def _facts(cell, x, h0, w, places, D, batch_first, schedule, save, precision) -> tuple:
+    """The fields of the layer's Problem."""
+    row_offsets, lengths, resets = places
+    rows, I = w.w_ih.shape
+    _, B, P = h0.shape
+    return (
+        cell,
+        x.device.type,
+        w.w_ih.dtype,
+        (x if row_offsets is None else row_offsets).shape[0],
+        B,
+        I,
+        rows // len(CELLS[cell].gates),
+        D,
+        0 if w.w_hr is None else P,
+        x.dtype == torch.int64,
+        row_offsets is not None,
+        lengths is not None,
+        resets is not None,
+        w.b_ih is not None,
+        batch_first,
+        schedule,
+        save,
+        precision,
+    )
 
 
 @functools.lru_cache(maxsize=4096)

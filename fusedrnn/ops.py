@@ -205,7 +205,12 @@ def backward(op: str, *arguments) -> tuple[Tensor | None, ...]:
 
 def is_observed(arguments) -> bool:
     """Whether anything listens, a profiler too, or a tensor's class is to see the op."""
-    return anything_listens() or _profiler_enabled() or not _PLAIN.issuperset(map(type, arguments))
+    return anything_listens() or _profiler_enabled() or not are_plain(arguments)
+
+
+def are_plain(arguments) -> bool:
+    """Whether none is of a class that may have operators of its own."""
+    return _PLAIN.issuperset(map(type, arguments))
 
 
 def anything_listens() -> bool:

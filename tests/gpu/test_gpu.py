@@ -15,6 +15,7 @@ from torch import nn
 
 import fusedrnn
 from benchmarks.gpu import layers, micro, plan, steps
+from fusedrnn import ops
 from fusedrnn.backends import configurations, cuda, triton
 from fusedrnn.backends.base import Problem
 from fusedrnn.bench import grid
@@ -143,6 +144,19 @@ def test_cuda_grids_on_two_streams():
                 ys.append(layer(x)[0])
     torch.cuda.synchronize()
     assert all(torch.equal(y, alone) for ys, alone in zip(found, want, strict=True) for y in ys)
+
+
+@pytest.mark.filterwarnings("error:RNN module weights")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}], ids=str)
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_backend_torch_without_gradients_is_torchs_own_call(cell, options, monkeypatch):
+    theirs = getattr(nn, cell)(24, 40, device="cuda", **options)
+    ours = getattr(fusedrnn, cell)(24, 40, device="cuda", backend="torch", **options)
+    ours.load_state_dict(theirs.state_dict())
+    monkeypatch.setattr(ops, "forward", None)
+    x = torch.randn(17, 3, 24, device="cuda")
+    with torch.no_grad():
+        assert torch.equal(ours(x)[0], theirs(x)[0])
 
 
 @pytest.fixture
