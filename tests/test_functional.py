@@ -167,6 +167,27 @@ def test_backend_torch_without_gradients_is_torchs_own_call(options, ops_run):
 
 
 @NEEDS_ONEDNN
+@pytest.mark.parametrize("bias", [True, False])
+def test_backend_torch_without_gradients_is_torchs_own_step(bias, ops_run):
+    theirs, ours = nn.LSTMCell(I, H, bias), fusedrnn.LSTMCell(I, H, bias, backend="torch")
+    ours.load_state_dict(theirs.state_dict())
+    x, state = torch.randn(B, I), (torch.randn(B, H), torch.randn(B, H))
+    with torch.no_grad():
+        for hx in (None, state):
+            for one, other in zip(ours(x, hx), theirs(x, hx), strict=True):
+                assert torch.equal(one, other)
+        layer, weights = fusedrnn.LSTM(I, H, bias=bias, batch_first=True, backend="torch"), list(ours.parameters())
+        layer.load_state_dict(dict(zip(layer.state_dict(), weights, strict=True)))
+        y, (h_n, c_n) = layer(x[:, None], tuple(s[None] for s in state))
+        assert torch.equal(y[:, 0], h_n[0]) and y.shape == (B, 1, H) and y.is_contiguous()
+        for one, other in zip((h_n[0], c_n[0]), theirs(x, state), strict=True):
+            assert torch.equal(one, other)
+        h_n.zero_()
+        assert y.any()
+    assert not ops_run
+
+
+@NEEDS_ONEDNN
 def test_an_op_of_our_own_runs_where_torchs_call_would_not_do(ops_run):
     layer, x = fusedrnn.LSTM(I, H, 2, dropout=0.5, backend="torch"), torch.randn(T, B, I)
     with torch.no_grad():

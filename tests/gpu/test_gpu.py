@@ -159,6 +159,18 @@ def test_backend_torch_without_gradients_is_torchs_own_call(cell, options, monke
         assert torch.equal(ours(x)[0], theirs(x)[0])
 
 
+@pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_backend_torch_without_gradients_is_torchs_own_step(cell, monkeypatch):
+    theirs = getattr(nn, cell)(24, 40, device="cuda")
+    ours = getattr(fusedrnn, cell)(24, 40, device="cuda", backend="torch")
+    ours.load_state_dict(theirs.state_dict())
+    monkeypatch.setattr(ops, "forward", None)
+    x = torch.randn(3, 24, device="cuda")
+    with torch.no_grad():
+        for one, other in zip(ours(x), theirs(x), strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.fixture
 def kind(request, monkeypatch):
     """Has Triton's kernels of one kind run what others come first for."""
