@@ -33,6 +33,7 @@ vocabulary, and BackendError with every backend's reasons where none, or not the
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusedrnn import autograd, checks, dispatch, ops, reference, states
+from fusedrnn.backends import torch as library
 from fusedrnn.backends.base import Problem
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
@@ -242,36 +244,23 @@ def run(
 def _by_library(
     cell, x, h0, c0, weights, places, D, batch_first, schedule, backend
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """torch.nn's own call, where its library is to run all layers, nothing is differentiated and nobody listens: on a
-    GPU it finds the weights in the one buffer that a module keeps, a layer's op copies them. A single step is that of
-    torch.nn's cells, whose weights lie apart."""
+    """torch.nn's own call, where its library is to run all layers, nothing is differentiated and nobody listens."""
     named = dispatch.requested(backend)
     if places != (None, None, None) or not (named == "torch" or (named == "auto" and x.is_cuda)):
         return None
-    flat = [t for w in weights for t in w if t is not None]
-    given = (x, h0, c0, *flat)
+    given = (x, h0, c0, *itertools.chain(*weights))
     if ops.anything_listens() or not ops.are_plain(given) or torch._C._is_any_autocast_enabled():
         return None
     if torch.is_grad_enabled() and any([t.requires_grad for t in given if t is not None]):
-        return None
-    step = len(x) == 1 == len(weights) and weights[0].w_hr is None
-    if x.is_cuda and not step and len({t.untyped_storage().data_ptr() for t in flat}) > 1:
         return None
     precision = _precision(weights[0].w_ih)
     for w in weights[::D]:
         if _select(named, *_facts(cell, x, h0, w, places, D, batch_first, schedule, "none", precision)) != "torch":
             return None
-    if step:
-        state = h0[0] if c0 is None else (h0[0], c0[0])
-        after = getattr(torch._VF, f"{cell}_cell")(x[0], state, *weights[0][:4])
-        h, c = (after, None) if c0 is None else after
-        y = h.clone().unsqueeze(1 if batch_first else 0)
-        return y, h.unsqueeze(0), y.new_empty(0) if c is None else c.unsqueeze(0)
-    state = h0.contiguous() if c0 is None else (h0.contiguous(), c0.contiguous())
-    how = (weights[0].b_ih is not None, len(weights) // D, 0.0, False, D == 2, False)
-    y, h_n, *c_n = getattr(torch._VF, cell)(x, state, flat, *how)
-    y = y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if batch_first else y
-    return y, h_n, c_n[0] if c_n else y.new_empty(0)
+    if (found := library.all_layers(cell, x, h0, c0, weights, D)) is None:
+        return None
+    y, h_n, c_n = found
+    return y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if batch_first else y, h_n, c_n
 
 
 def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
