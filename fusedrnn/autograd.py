@@ -79,6 +79,8 @@ class RecurrentFunction(torch.autograd.Function):
 def _gradients(cotangents, tensors, options, needed) -> list[Tensor | None]:
     """Of one layer. tensors: those of the op, y, saved, cells; options: the op, and its options."""
     op, *of_op = options
+    if all(cotangent is None for cotangent in cotangents):  # as where only a second derivative came here
+        return [None] * len(ops.DIFFERENTIABLE)
     if forward_ad._current_level >= 0:
         asked = needed[: len(ops.DIFFERENTIABLE)]
         wanted = [k for k, need in enumerate(asked) if need]
@@ -221,6 +223,8 @@ class CpuFunction(torch.autograd.Function):
     def backward(ctx, dy, dh_n, dc_n):
         x, h0, c0, *weights, y, saved, cells = ctx.saved_tensors
         needed = ctx.needs_input_grad
+        if dy is None and dh_n is None and dc_n is None:
+            return (None,) * len(needed)
         if torch.is_grad_enabled() or ops.anything_listens():
             step = y.dim() == 2
             if step:

@@ -32,20 +32,16 @@ vocabulary, and BackendError with every backend's reasons where none, or not the
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from fusedrnn import autograd, checks, dispatch, ops, reference, states
-from fusedrnn.backends import torch as library
-from fusedrnn.backends.base import Problem
+from fusedrnn import checks, library, stack, states
 from fusedrnn.call import Weights
 from fusedrnn.cells import CELLS
+from fusedrnn.stack import Rows
 from fusedrnn.states import State
 
 
@@ -149,14 +145,6 @@ def lstm(
     return y, (h_n, c_n)
 
 
-class Rows(NamedTuple):
-    """Which rows there are and which of them take part, as the caller gives it: batch_sizes, lengths, resets."""
-
-    batch_sizes: Tensor | None = None
-    lengths: Tensor | None = None
-    resets: Tensor | None = None
-
-
 def _checked(cell, x, h0, c0, weights, rows, bidirectional, batch_first, dropout, schedule, memory, backend):
     """`run` over what a user passed: check it, and supply zero states."""
     D = 2 if bidirectional else 1
@@ -208,67 +196,17 @@ def run(
 
     c_n is empty where the cell has none.
     """
-    batch_sizes, lengths, resets = rows
-    row_offsets = None
-    if batch_sizes is not None:
-        row_offsets, lengths = _packed_rows(batch_sizes, x.device)
-    batch_major = batch_first and batch_sizes is None
+    batch_major = batch_first and rows.batch_sizes is None
     if batch_major:
         x = x.transpose(0, 1)
-    if batch_first and resets is not None:
-        resets = resets.transpose(0, 1)
+    if batch_first and rows.resets is not None:
+        rows = rows._replace(resets=rows.resets.transpose(0, 1))
     if torch._C._is_any_autocast_enabled():
         x, h0, c0, weights = autocast(x, h0, c0, weights, of_state=CELLS[cell].op == "gru")
-    places = (row_offsets, lengths, resets)
-    D = 2 if bidirectional else 1
-    if not dropout and (found := _by_library(cell, x, h0, c0, weights, places, D, batch_major, schedule, backend)):
+    how = (rows, 2 if bidirectional else 1, batch_major, schedule, memory, backend)
+    if not dropout and (found := library.run(cell, x, h0, c0, weights, *how)):
         return found
-    layer = _layer if isinstance(h0, Tensor) else _layer_apart
-    if len(weights) == D:
-        y, h_n, c_n = layer(cell, x, h0, c0, weights, places, batch_major, schedule, memory, backend)
-        return y.transpose(0, 1) if batch_major else y, h_n, c_n
-    L = len(weights) // D
-    h_first, c_first = states.layers(h0, D), [None] * L if c0 is None else states.layers(c0, D)
-    y, h_last, c_last = x, [], []
-    for k, (h, c) in enumerate(zip(h_first, c_first, strict=True)):
-        own, last = weights[k * D : k * D + D], k == L - 1
-        # Below the last layer y stays time-major in memory, so that dropout draws the mask that torch.nn draws.
-        y, h, c = layer(cell, y, h, c, own, places, batch_major and last, schedule, memory, backend)
-        if dropout and not last:
-            y = torch.dropout(y, dropout, True)
-        h_last.append(h)
-        c_last.append(c)
-    return y.transpose(0, 1) if batch_major else y, states.joined(h_last), states.joined(c_last)
-
-
-def _by_library(
-    cell, x, h0, c0, weights, places, D, batch_first, schedule, backend
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """torch.nn's own call, where its library is to run all layers, nothing is differentiated and nobody listens."""
-    named = dispatch.requested(backend)
-    if places != (None, None, None) or not (named == "torch" or (named == "auto" and x.is_cuda)):
-        return None
-    given = (x, h0, c0, *itertools.chain(*weights))
-    if ops.anything_listens() or not ops.are_plain(given) or torch._C._is_any_autocast_enabled():
-        return None
-    if torch.is_grad_enabled() and any([t.requires_grad for t in given if t is not None]):
-        return None
-    precision = _precision(weights[0].w_ih)
-    for w in weights[::D]:
-        if _select(named, *_facts(cell, x, h0, w, places, D, batch_first, schedule, "none", precision)) != "torch":
-            return None
-    if (found := library.all_layers(cell, x, h0, c0, weights, D)) is None:
-        return None
-    y, h_n, c_n = found
-    return y.transpose(0, 1).clone(memory_format=torch.contiguous_format) if batch_first else y, h_n, c_n
-
-
-def _packed_rows(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """row_offsets [T] and lengths [B] of a packed sequence."""
-    row_offsets = batch_sizes.cumsum(0) - batch_sizes
-    sequence = torch.arange(int(batch_sizes[0]), device=batch_sizes.device)
-    lengths = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), sequence, right=True)
-    return row_offsets.to(device), lengths.to(device)
+    return stack.run(cell, x, h0, c0, weights, *how, dropout)
 
 
 def autocast(x: Tensor, h0: State, c0: State | None, weights: Sequence[Weights], of_state: bool) -> tuple:
@@ -286,99 +224,3 @@ def autocast(x: Tensor, h0: State, c0: State | None, weights: Sequence[Weights],
 
     weights = tuple(Weights._make(map(cast, w)) for w in weights)
     return cast(x), states.mapped(cast, h0), states.mapped(cast, c0), weights
-
-
-def _layer_apart(cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend):
-    """One layer whose directions have their states apart: a call for each."""
-    states_of = zip(h0, (None, None) if c0 is None else c0, strict=True)
-    how = (places, batch_first, schedule, memory, backend)
-    each = [_layer(cell, x, h, c, weights[d : d + 1], *how, reverse=d == 1) for d, (h, c) in enumerate(states_of)]
-    ys, h_n, c_n = zip(*each, strict=True)
-    if batch_first:
-        return torch.cat([y.transpose(0, 1) for y in ys], -1).transpose(0, 1), h_n, c_n
-    return torch.cat(ys, -1), h_n, c_n
-
-
-def _layer(
-    cell, x, h0, c0, weights, places, batch_first, schedule, memory, backend, reverse=False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer: choose the backend, then the Function where a gradient is wanted, else the raw op.
-
-    torch.export keeps no Function: in what it leaves, the derivative is the op's own.
-    """
-    spec, w = CELLS[cell], weights[0]
-    given = (x, h0, c0, *w, *(weights[1] if len(weights) == 2 else _NO_WEIGHTS), *places)
-    compiling = torch.compiler.is_compiling()
-    if compiling:
-        given = _each_once(given)
-    direction = 2 if len(weights) == 2 else int(reverse)
-    precision = _precision(w.w_ih)
-    transformed = torch._C._are_functorch_transforms_active()
-    if forward_ad._current_level >= 0 or (transformed and compiling):
-        return reference.forward(ops.call_of(given, cell, direction, batch_first, schedule, "none", precision))[:3]
-    differentiate = torch.is_grad_enabled() and (transformed or any([t.requires_grad for t in given if t is not None]))
-    save = memory if differentiate else "none"
-    facts = _facts(cell, x, h0, w, places, len(weights), batch_first, schedule, save, precision)
-    if compiling or torch.SymInt in map(type, facts):  # symbols have no hash
-        name = dispatch.select(Problem(*facts), backend)
-    else:
-        name = _select(dispatch.requested(backend), *facts)
-    options = (cell, direction, batch_first, schedule, save, precision, name)
-    if differentiate and not (compiling and torch.compiler.is_exporting()):
-        return autograd.apply(spec.op, not (compiling or transformed), *given, spec.op, *options)[:3]
-    y, h_n, c_n, *_ = ops.forward(spec.op, *given, *options)
-    return y, h_n, c_n
-
-
-def _each_once(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Views of those that come again, as a state that is h0 and c0: Dynamo traces no Function of one tensor twice."""
-    seen: list[Tensor | None] = []
-    for tensor in tensors:
-        if tensor is not None and any(tensor is other for other in seen):
-            tensor = tensor.view_as(tensor)
-        seen.append(tensor)
-    return tuple(seen)
-
-
-_NO_WEIGHTS = (None,) * 5
-
-
-def _facts(cell, x, h0, w, places, D, batch_first, schedule, save, precision) -> tuple:
-    """The fields of the layer's Problem."""
-    row_offsets, lengths, resets = places
-    rows, I = w.w_ih.shape
-    _, B, P = h0.shape
-    return (
-        cell,
-        x.device.type,
-        w.w_ih.dtype,
-        (x if row_offsets is None else row_offsets).shape[0],
-        B,
-        I,
-        rows // len(CELLS[cell].gates),
-        D,
-        0 if w.w_hr is None else P,
-        x.dtype == torch.int64,
-        row_offsets is not None,
-        lengths is not None,
-        resets is not None,
-        w.b_ih is not None,
-        batch_first,
-        schedule,
-        save,
-        precision,
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _select(backend: str, *facts) -> str:
-    """`dispatch.select` without the price of a Problem where the same facts came before."""
-    return dispatch.select(Problem(*facts), backend)
-
-
-def _precision(weight: Tensor) -> str:
-    """ieee or tf32, from torch's float32 setting for recurrent networks."""
-    if weight.dtype != torch.float32 or not weight.is_cuda:
-        return "ieee"
-    settings: Any = torch.backends.cudnn.rnn
-    return "tf32" if settings.fp32_precision == "tf32" else "ieee"

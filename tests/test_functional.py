@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
-from fusedrnn import functional, ops
+from fusedrnn import functional
 from fusedrnn.call import Weights
 
 T, B, I, H = 6, 4, 3, 5
@@ -126,75 +126,3 @@ def test_compiled_torch_func_grad_is_right():
     ours, theirs = losses("LSTM")
     x = torch.randn(3, 2, I, dtype=torch.float64)
     torch.testing.assert_close(compiled(torch.func.grad(ours))(x), torch.func.grad(theirs)(x), rtol=1e-11, atol=1e-11)
-
-
-@pytest.fixture
-def ops_run(monkeypatch):
-    """The ops that were run."""
-    run = []
-
-    def forward(op, *arguments, whole=ops.forward):
-        run.append(op)
-        return whole(op, *arguments)
-
-    monkeypatch.setattr(ops, "forward", forward)
-    return run
-
-
-NAMED_TORCH = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}]
-NEEDS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
-
-
-@NEEDS_ONEDNN
-@pytest.mark.parametrize("options", NAMED_TORCH, ids=str)
-def test_backend_torch_without_gradients_is_torchs_own_call(options, ops_run):
-    theirs = nn.LSTM(I, H, **options)
-    ours = fusedrnn.LSTM(I, H, backend="torch", **options)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(T, B, I)
-    first = x.shape[0] if ours.batch_first else B
-    states = [torch.randn(first, len(ours.all_weights), H).transpose(0, 1) for _ in range(2)]
-    with torch.no_grad():
-        for hx in (None, tuple(states)):
-            y, (h_n, c_n) = ours(x, hx)
-            want, (want_h, want_c) = theirs(x, None if hx is None else tuple(state.contiguous() for state in hx))
-            assert y.is_contiguous()
-            for one, other in ((y, want), (h_n, want_h), (c_n, want_c)):
-                assert torch.equal(one, other)
-    assert not ops_run
-    ours(x)
-    assert ops_run == ["lstm"] * ours.num_layers
-
-
-@NEEDS_ONEDNN
-@pytest.mark.parametrize("bias", [True, False])
-def test_backend_torch_without_gradients_is_torchs_own_step(bias, ops_run):
-    theirs, ours = nn.LSTMCell(I, H, bias), fusedrnn.LSTMCell(I, H, bias, backend="torch")
-    ours.load_state_dict(theirs.state_dict())
-    x, state = torch.randn(B, I), (torch.randn(B, H), torch.randn(B, H))
-    with torch.no_grad():
-        for hx in (None, state):
-            for one, other in zip(ours(x, hx), theirs(x, hx), strict=True):
-                assert torch.equal(one, other)
-        layer, weights = fusedrnn.LSTM(I, H, bias=bias, batch_first=True, backend="torch"), list(ours.parameters())
-        layer.load_state_dict(dict(zip(layer.state_dict(), weights, strict=True)))
-        y, (h_n, c_n) = layer(x[:, None], tuple(s[None] for s in state))
-        assert torch.equal(y[:, 0], h_n[0]) and y.shape == (B, 1, H) and y.is_contiguous()
-        for one, other in zip((h_n[0], c_n[0]), theirs(x, state), strict=True):
-            assert torch.equal(one, other)
-        h_n.zero_()
-        assert y.any()
-    assert not ops_run
-
-
-@NEEDS_ONEDNN
-def test_an_op_of_our_own_runs_where_torchs_call_would_not_do(ops_run):
-    layer, x = fusedrnn.LSTM(I, H, 2, dropout=0.5, backend="torch"), torch.randn(T, B, I)
-    with torch.no_grad():
-        layer(x)  # in training torch draws masks of its own
-        assert len(ops_run) == 2
-        layer.eval()
-        torch.func.vmap(lambda x: layer(x)[0])(x[None])
-        assert len(ops_run) == 4
-        layer(x)
-        assert len(ops_run) == 4

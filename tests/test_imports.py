@@ -26,6 +26,8 @@ LAYERS = [
     {"modules"},
     {"shortcut"},
     {"functional"},
+    {"library"},
+    {"stack"},
     {"autograd"},
     {"batching"},
     {"ops"},

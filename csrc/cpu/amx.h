@@ -11,42 +11,24 @@ template <>
 struct TileShape<bfloat16> {
   TileShape() = default;
   ~TileShape() {
-    if (now) asm volatile("tilerelease");
+    if (now) release_tiles();
   }
   TileShape(const TileShape&) = delete;
 
   // C are tiles 0 to 3, A 4 and 5, B 6 and 7.
   void set(int64_t rows) {
     if (rows == now) return;
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } shape;
+    TileSizes sizes;
     for (int tile = 0; tile < 8; ++tile) {
-      shape.row_bytes[tile] = 64;
-      shape.rows[tile] = uint8_t(tile < 6 ? rows : spare_rows);
+      sizes.row_bytes[tile] = 64;
+      sizes.rows[tile] = uint8_t(tile < 6 ? rows : spare_rows);
     }
-    asm volatile("ldtilecfg %0" : : "m"(shape));
+    set_tiles(sizes);
     now = rows;
   }
 
   int64_t now = 0;
 };
-
-// The compiler's own names for these instructions take the number of a tile as text and do not say that they read memory.
-template <int Tile>
-FUSEDRNN_INLINE void load_tile(const void* from, int64_t row_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(row_bytes), "i"(Tile) : "memory");
-}
-template <int Tile>
-FUSEDRNN_INLINE void store_tile(void* to, int64_t row_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(row_bytes), "i"(Tile) : "memory");
-}
-template <int C, int A, int B>
-FUSEDRNN_INLINE void multiply_tiles() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
-}
 
 template <int Count, class F>
 FUSEDRNN_INLINE void for_constants(F f) {
@@ -70,7 +52,7 @@ FUSEDRNN_INLINE void multiply_tiles(const Factors<bfloat16>& f, int64_t row, con
   };
   each_sum([&](auto c, float* sums) __attribute__((always_inline)) {
     if (fresh) {
-      asm volatile("tilezero %%tmm%c0" : : "i"(c.value));
+      zero_tile<c.value>();
     } else {
       load_tile<c.value>(sums, out_bytes);
     }
@@ -115,7 +97,7 @@ struct Squares {
 
   FUSEDRNN_INLINE void multiply(const bfloat16* in_a, const bfloat16* in_b, int64_t column,
                                 float (&sums)[2 * W][2 * W]) {
-    for_constants<4>([&](auto c) { asm volatile("tilezero %%tmm%c0" : : "i"(c.value)); });
+    for_constants<4>([&](auto c) { zero_tile<c.value>(); });
 #pragma GCC unroll 1
     for (int64_t d = 0; d < column; d += tile_elements) {
       load_tile<4>(in_a + d, 64);

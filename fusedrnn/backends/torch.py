@@ -74,31 +74,6 @@ class TorchBackend(Backend):
         return y, h_n, c_n, saved, cells
 
 
-def all_layers(
-    cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Weights], directions: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """y, h_n and c_n, empty where there is none, of a dense batch without gradients, by torch.nn's own call.
-    x [T, B, I]; weights: layer by layer, forward before reverse.
-
-    A single step is that of torch.nn's cells. cuDNN wants the weights in one buffer, where a module keeps them; None
-    where they lie apart, since it would warn, and copy them.
-    """
-    first = weights[0]
-    if len(x) == 1 == len(weights) and first.w_hr is None:
-        state = h0[0] if c0 is None else (h0[0], c0[0])
-        after = getattr(torch._VF, f"{cell}_cell")(x[0], state, *first[:4])
-        h_n, *c_n = (t.unsqueeze(0) for t in ((after,) if c0 is None else after))
-        y = h_n.clone()
-    else:
-        flat = [t for w in weights for t in w if t is not None]
-        if x.is_cuda and len({t.untyped_storage().data_ptr() for t in flat}) > 1:
-            return None
-        state = h0.contiguous() if c0 is None else (h0.contiguous(), c0.contiguous())
-        how = (first.b_ih is not None, len(weights) // directions, 0.0, False, directions == 2, False)
-        y, h_n, *c_n = getattr(torch._VF, cell)(x, state, flat, *how)
-    return y, h_n, c_n[0] if c_n else y.new_empty(0)
-
-
 def _library(call: Call):
     return _OneDnn if call.x.device.type == "cpu" else _CuDnn
 
@@ -230,7 +205,7 @@ class _CuDnn:
     def forward(call: Call) -> Outputs:
         weights = _CuDnn._weights(call)
         train = call.save == "full"
-        with _float32_precision(call):
+        with float32_precision(call.dtype, call.precision):
             y, h_n, c_n, reserve, flat_weights = aten._cudnn_rnn(
                 _backwards(call, call.x).contiguous(), weights, len(weights) // call.D, None,
                 call.h0.contiguous(), None if call.c0 is None else call.c0.contiguous(), *_CuDnn._options(call, train),
@@ -250,7 +225,7 @@ class _CuDnn:
         dy = torch.zeros_like(y) if dy is None else dy
         state = (call.h0, call.c0)
         after = (_backwards(call, y), _backwards(call, dy), dh_n, dc_n)
-        with _float32_precision(call):
+        with float32_precision(call.dtype, call.precision):
             dx, dh0, dc0, dweights = aten._cudnn_rnn_backward(
                 _backwards(call, call.x).contiguous(), weights, len(weights) // call.D, cells,
                 *(None if t is None else t.contiguous() for t in (*state, *after)),
@@ -274,14 +249,14 @@ def _backwards(call: Call, rows: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _float32_precision(call: Call) -> Iterator[None]:
+def float32_precision(dtype: torch.dtype, precision: str) -> Iterator[None]:
     """cuDNN reads torch's setting at the time of the call, and backward has to repeat what forward took."""
     settings: Any = torch.backends.cudnn.rnn
     before = settings.fp32_precision
-    if call.dtype != torch.float32 or (before == "tf32") == (call.precision == "tf32"):
+    if dtype != torch.float32 or (before == "tf32") == (precision == "tf32"):
         yield
         return
-    settings.fp32_precision = call.precision
+    settings.fp32_precision = precision
     try:
         yield
     finally:

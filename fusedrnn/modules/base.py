@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from fusedrnn import checks, dispatch, functional
+from fusedrnn import checks, dispatch, stack
 from fusedrnn.call import Weights
 
-NO_ROWS = functional.Rows()
+NO_ROWS = stack.Rows()
 
 
 class Kept(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn import checks, functional, shortcut, states
+from fusedrnn import checks, functional, shortcut, stack, states
 from fusedrnn.call import Weights
 from fusedrnn.modules.base import NO_ROWS, Kept, Options, check_dtype, check_states, same
 from fusedrnn.modules.rnn_base import RNNBase
@@ -45,7 +45,7 @@ class _Recurrent(Options, RNNBase):
         if lengths is None and resets is None and (found := shortcut.run(self, input, hx)) is not None:
             return found
         weights = self._checked_weights()
-        rows = NO_ROWS if lengths is None and resets is None else functional.Rows(None, lengths, resets)
+        rows = NO_ROWS if lengths is None and resets is None else stack.Rows(None, lengths, resets)
         if rows is not NO_ROWS and (
             isinstance(input, PackedSequence) or input.dim() + (input.dtype == torch.int64) < 3
         ):
@@ -54,7 +54,7 @@ class _Recurrent(Options, RNNBase):
             data, batch_sizes, order, back = input
             hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, order)
             self._check(data, hx, batch_sizes)
-            y, hx = self._run(data, hx, functional.Rows(batch_sizes), weights)
+            y, hx = self._run(data, hx, stack.Rows(batch_sizes), weights)
             return PackedSequence(y, batch_sizes, order, back), self.permute_hidden(hx, back)
         dims = input.dim() + (input.dtype == torch.int64 and input.dim() in (1, 2))
         if dims not in (2, 3):
@@ -87,7 +87,7 @@ class _Recurrent(Options, RNNBase):
         if input.dtype != torch.int64 or input.dim() != (2 if batch_sizes is None else 1):
             super().check_input(input, batch_sizes)
 
-    def _run(self, x: Tensor, hx, rows: functional.Rows, weights: tuple[Weights, ...] | None):
+    def _run(self, x: Tensor, hx, rows: stack.Rows, weights: tuple[Weights, ...] | None):
         h0, c0 = self._pair(hx)
         outputs = functional.run(
             self.cell,

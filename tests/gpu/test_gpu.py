@@ -12,6 +12,7 @@ import pytest
 import torch
 from problems import Sample, assert_close_to_float64, assert_equal, cases, run
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusedrnn
 from benchmarks.gpu import layers, micro, plan, steps
@@ -146,29 +147,75 @@ def test_cuda_grids_on_two_streams():
     assert all(torch.equal(y, alone) for ys, alone in zip(found, want, strict=True) for y in ys)
 
 
-@pytest.mark.filterwarnings("error:RNN module weights")
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}], ids=str)
-@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
-def test_backend_torch_without_gradients_is_torchs_own_call(cell, options, monkeypatch):
+LAYERS_OF_TORCH = [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}]
+
+
+def of_torch(cell: str, **options) -> tuple[nn.Module, nn.Module]:
     theirs = getattr(nn, cell)(24, 40, device="cuda", **options)
     ours = getattr(fusedrnn, cell)(24, 40, device="cuda", backend="torch", **options)
     ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.filterwarnings("error:RNN module weights")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("options", LAYERS_OF_TORCH, ids=str)
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_backend_torch_is_torchs_own_call(cell, options, packed, monkeypatch):
+    ours, theirs = of_torch(cell, **options)
     monkeypatch.setattr(ops, "forward", None)
-    x = torch.randn(17, 3, 24, device="cuda")
+    x = torch.randn(17, 17, 24, device="cuda")
+    given = pack_padded_sequence(x, torch.arange(17, 0, -1)) if packed else x
+    ys = [net(given)[0] for net in (ours, theirs)]
+    ys = [y.data if packed else y for y in ys]
+    assert torch.equal(*ys)
+    grads = [torch.autograd.grad(y.square().sum(), net.parameters()) for y, net in zip(ys, (ours, theirs), strict=True)]
+    torch.testing.assert_close(*grads)  # cuDNN adds up weights' gradients in any order
     with torch.no_grad():
-        assert torch.equal(ours(x)[0], theirs(x)[0])
+        y = ours(given)[0]
+        assert torch.equal(y.data if packed else y, ys[1])
+
+
+@pytest.mark.parametrize("options", LAYERS_OF_TORCH, ids=str)
+def test_backend_torch_is_differentiated_twice(options):
+    """Which cuDNN refuses."""
+    ours, _ = of_torch("LSTM", **options)
+    other = fusedrnn.LSTM(24, 40, device="cuda", backend="reference", **options)
+    other.load_state_dict(ours.state_dict())
+    x = torch.randn(5, 3, 24, device="cuda", requires_grad=True)
+
+    def second(net):
+        (first,) = torch.autograd.grad(net(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, *net.parameters()])
+
+    with grid.float32_precision("ieee"):
+        torch.testing.assert_close(second(ours), second(other), rtol=1e-3, atol=1e-3)
+
+
+def test_a_captured_step_of_backend_torch():
+    """The graph inside a node of autograd, too."""
+    ours, theirs = of_torch("LSTM")
+    x, side = torch.randn(9, 3, 24, device="cuda"), torch.cuda.Stream()
+    want = torch.autograd.grad(theirs(x)[0].square().sum(), theirs.parameters())
+    with torch.cuda.stream(side):
+        torch.autograd.grad(ours(x)[0].square().sum(), ours.parameters())
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = torch.autograd.grad(ours(x)[0].square().sum(), ours.parameters())
+    graph.replay()
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
-def test_backend_torch_without_gradients_is_torchs_own_step(cell, monkeypatch):
-    theirs = getattr(nn, cell)(24, 40, device="cuda")
-    ours = getattr(fusedrnn, cell)(24, 40, device="cuda", backend="torch")
-    ours.load_state_dict(theirs.state_dict())
+def test_backend_torch_is_torchs_own_step(cell, monkeypatch):
+    ours, theirs = of_torch(cell)
     monkeypatch.setattr(ops, "forward", None)
     x = torch.randn(3, 24, device="cuda")
-    with torch.no_grad():
-        for one, other in zip(ours(x), theirs(x), strict=True):
-            assert torch.equal(one, other)
+    ys = [net(x)[0] if cell == "LSTMCell" else net(x) for net in (ours, theirs)]
+    assert torch.equal(*ys)
+    grads = [torch.autograd.grad(y.square().sum(), net.parameters()) for y, net in zip(ys, (ours, theirs), strict=True)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.fixture
