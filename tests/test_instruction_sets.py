@@ -1,12 +1,7 @@
 """Every instruction set of the compiled kernels in turn, whichever of them this processor would choose."""
 
 import contextlib
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +13,6 @@ from fusedrnn.backends.cpu import INSTRUCTION_SETS, CpuBackend, has_kernels, ins
 
 CPU = cases(("cpu",), torch.float64)
 THREADED = [case for case in CPU if case.values[0].T * case.values[0].B > 200]  # smaller ones run on one thread anyway
-ROOT = Path(__file__).parent.parent
 needs_library = pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
 
 
@@ -220,75 +214,3 @@ def test_info_names_them(forced):
     line = next(line for line in info.report().splitlines() if line.startswith("instructions"))
     assert f"{forced} (in use)" in line
     assert all(name in line for name in instruction_sets())
-
-
-# The AVX-512 source in the place of the portable kernels. The compiler cuts its vectors down to those it has; a
-# multiply-add is one of the C library for each lane.
-EMULATED = """
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-template <class V>
-__attribute__((noinline)) V fma_of_lanes(V a, V b, V c) {
-  for (int k = 0; k < int(sizeof a / sizeof a[0]); ++k) a[k] = __builtin_fma(a[k], b[k], c[k]);
-  return a;
-}
-template <class V>
-V load_lanes(unsigned mask, const void* from) {
-  V v{};
-  for (int k = 0; k < int(sizeof v / sizeof v[0]); ++k) {
-    if (mask >> k & 1) v[k] = static_cast<const decltype(+v[0])*>(from)[k];
-  }
-  return v;
-}
-template <class V>
-void store_lanes(void* to, unsigned mask, V v) {
-  for (int k = 0; k < int(sizeof v / sizeof v[0]); ++k) {
-    if (mask >> k & 1) static_cast<decltype(+v[0])*>(to)[k] = v[k];
-  }
-}
-// 14 bits of the reciprocal
-template <class V>
-V estimate_of_lanes(V v) {
-  for (int k = 0; k < int(sizeof v / sizeof v[0]); ++k) {
-    v[k] = __builtin_bit_cast(float, __builtin_bit_cast(unsigned, 1 / v[k]) & ~0x1ffu);
-  }
-  return v;
-}
-#define __AVX512F__ 1
-#define _mm512_maskz_loadu_ps load_lanes<VectorF>
-#define _mm512_maskz_loadu_pd load_lanes<VectorD>
-#define _mm512_mask_storeu_ps store_lanes
-#define _mm512_mask_storeu_pd store_lanes
-#define _mm512_rcp14_ps estimate_of_lanes
-#define _mm512_fmadd_ps fma_of_lanes
-#define _mm512_fmadd_pd fma_of_lanes
-#include "cpu/variant_avx512.cpp"
-
-namespace fusedrnn {
-template <>
-const Kernels<float>* portable_kernels<float>() { return avx512_kernels<float>(); }
-template <>
-const Kernels<double>* portable_kernels<double>() { return avx512_kernels<double>(); }
-}  // namespace fusedrnn
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("avx512" in instruction_sets(), reason="runs as it is")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_avx512_emulated(tmp_path):
-    source, library = tmp_path / "emulated.cpp", tmp_path / "emulated.so"
-    source.write_text(EMULATED, encoding="utf-8")
-    csrc, torch_folder = ROOT / "csrc", Path(torch.__file__).parent
-    flags = ["-O0", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-psabi"]
-    flags.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
-    folders = ["-I", csrc, "-isystem", torch_folder / "include", "-L", torch_folder / "lib"]
-    sources = [source, csrc / "bindings.cpp", *(csrc / f"cpu/variant_{name}.cpp" for name in ("avx2", *OF_BFLOAT16))]
-    command = ["g++", *flags, *folders, *sources, "-ltorch", "-ltorch_cpu", "-lc10", "-o", library]
-    subprocess.run(command, check=True, timeout=200)
-    tests = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "portable and (float64_equals or float32_error)"]
-    environment = os.environ | {"FUSEDRNN_LIBRARY": str(library)}
-    tested = subprocess.run(tests, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert tested.returncode == 0, tested.stdout
-    assert f"{2 * len(CPU)} passed" in tested.stdout

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from problems import Sample, assert_equal, run
 
 from fusedrnn import _extension
-from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_sets
+from fusedrnn.backends.cpu import INSTRUCTION_SETS, has_kernels, instruction_sets
 
 pytestmark = pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
 
@@ -50,15 +50,21 @@ def results(sample: Sample, threads: int, dtype: torch.dtype = torch.float32) ->
     return {name: t for name, t in run(sample, "cpu", dtype).items() if name in LOOPS}
 
 
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_bits_do_not_depend_on_who_shares(sample, instruction_set):
+def force(instruction_set: str) -> torch.dtype:
+    """And the numbers that it has kernels for."""
     if instruction_set not in instruction_sets():
         pytest.skip(f"no {instruction_set} in this processor or this build")
     torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(instruction_set))
-    alone = results(sample, 1)
+    return torch.bfloat16 if has_kernels(torch.bfloat16) else torch.float32
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_bits_do_not_depend_on_who_shares(sample, instruction_set):
+    dtype = force(instruction_set)
+    alone = results(sample, 1, dtype)
     for threads in (2, 3, 5, 8) if sample.T < 100 else (2, 5):
-        assert_equal(results(sample, threads), alone)
+        assert_equal(results(sample, threads, dtype), alone)
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
@@ -89,13 +95,11 @@ def test_bits_do_not_depend_on_who_shares(sample, instruction_set):
     st.booleans(),
 )
 def test_bits_do_not_depend_on_the_threads(instruction_set, sample, reverse):
-    if instruction_set not in instruction_sets():
-        pytest.skip(f"no {instruction_set} in this processor or this build")
-    torch.ops.fusedrnn_cpu.set_isa(INSTRUCTION_SETS.index(instruction_set))
+    dtype = force(instruction_set)
     sample = dataclasses.replace(sample, reverse=reverse and sample.D == 1)
-    alone = results(sample, 1)
+    alone = results(sample, 1, dtype)
     for threads in (2, 3, 5):
-        assert_equal(results(sample, threads), alone)
+        assert_equal(results(sample, threads, dtype), alone)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

@@ -350,6 +350,28 @@ def test_gradient_penalty_of_cells(name):
     agree(gradients(ours, penalty, input_of(name)), gradients(theirs, penalty, input_of(name)))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_where_no_gradient_comes_no_backward_runs(name, monkeypatch):
+    """The slope of a sum does not depend on y, whose own gradient is then none."""
+    ours, theirs = pair(name)
+    ours.backend, runs, reference = "reference", [], REGISTRY["reference"]
+
+    def backward(*arguments, whole=reference.backward):
+        runs.append(name)
+        return whole(*arguments)
+
+    monkeypatch.setattr(reference, "backward", backward)
+
+    def slope(module, x):
+        (slope,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    agree(gradients(ours, slope, input_of(name)), gradients(theirs, slope, input_of(name)))
+    assert runs == [name]
+    ours.backend = "cpu"
+    agree(gradients(ours, slope, input_of(name)), gradients(theirs, slope, input_of(name)))
+
+
 @pytest.mark.parametrize("name", (*LAYERS, *SINGLE))
 def test_gradients_under_autocast(name):
     ours, _ = pair(name, torch.float32)
