@@ -136,6 +136,7 @@ def describe_machine() -> dict:
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu_capability": torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         "driver": _driver() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": [f"torch {torch.__version__}", f"fusedrnn {fusedrnn.__version__}"],

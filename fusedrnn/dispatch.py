@@ -9,10 +9,10 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
+from fusedrnn import fastest
 from fusedrnn.backends.base import Backend, BackendError, Problem
 from fusedrnn.backends.cpu import CpuBackend
 from fusedrnn.backends.cuda import CudaBackend
@@ -23,26 +23,6 @@ from fusedrnn.backends.triton import TritonBackend
 _BACKENDS = (CpuBackend(), CudaBackend(), TritonBackend(), TorchBackend(), ReferenceBackend())
 REGISTRY: dict[str, Backend] = {backend.name: backend for backend in _BACKENDS}
 
-
-class Fastest(NamedTuple):
-    """Where on a GPU a backend was measured to be the fastest."""
-
-    backend: str
-    cells: frozenset[str]
-    dtypes: frozenset[torch.dtype]
-    H: range
-    B: range
-
-    def covers(self, problem: Problem) -> bool:
-        known = problem.cell in self.cells and problem.dtype in self.dtypes
-        return known and problem.H in self.H and problem.B in self.B
-
-
-# By compute capability, the first that covers a problem counts. It is filled from what `make gpu` leaves in
-# benchmarks/results, named beside each line; no GPU has been measured. What none covers goes to torch's library, cuDNN,
-# and what that lacks to the kernels in the order in which they are expected to be fast, those last that wait through
-# memory.
-FASTEST_ON_GPU: dict[tuple[int, int], tuple[Fastest, ...]] = {}
 
 _environment = os.environ.get("FUSEDRNN_BACKEND", "")
 default = ""  # what the innermost use_backend names
@@ -94,11 +74,15 @@ def requested(backend: str) -> str:
 
 
 def preference(problem: Problem) -> tuple[str, ...]:
-    """Backends from the fastest to the slowest, as measured on this kind of device (NOTES.md of benchmarks)."""
+    """Backends from the fastest to the slowest, as measured on this kind of device (NOTES.md of benchmarks).
+
+    What was not measured on a GPU goes to torch's library, cuDNN, and what that lacks to the kernels in the order in
+    which they are expected to be fast, those last that wait through memory.
+    """
     if problem.device != "cuda":
         return ("cpu", "torch", "reference")
-    measured = FASTEST_ON_GPU.get(_capability(), ())
-    first = [fastest.backend for fastest in measured if fastest.covers(problem)][:1]
+    measured = fastest.ON_GPU.get(_capability(), ())
+    first = [sizes.backend for sizes in measured if sizes.covers(problem)][:1]
     others = sorted(("cuda", "triton"), key=lambda name: REGISTRY[name].waits_through_memory(problem))
     return tuple(dict.fromkeys((*first, "torch", *others, "reference")))
 

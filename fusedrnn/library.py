@@ -42,7 +42,7 @@ def run(
         facts = stack.facts_of(cell, x, h0, w, places, D, batch_major, schedule, save, precision)
         if stack.select(named, *facts) != "torch":
             return None
-    layers = Layers(cell, rows, D, schedule, precision)
+    layers = Layers(cell, rows, D, schedule, precision, differentiate)
     step = layers.are_a_step(x, flat)
     if not step and x.is_cuda and len({w.untyped_storage().data_ptr() for w in flat if w is not None}) > 1:
         return None  # cuDNN wants them in one buffer, where a module keeps them: it would warn, and copy them
@@ -71,6 +71,7 @@ class Layers(NamedTuple):
     D: int
     schedule: str
     precision: str
+    train: bool
 
     def are_a_step(self, x: Tensor, flat: Sequence[Tensor | None]) -> bool:
         """That is by torch.nn's cells, whose gradients can be differentiated."""
@@ -84,8 +85,8 @@ class Layers(NamedTuple):
             h_n, *c_n = (t.unsqueeze(0) for t in ((after,) if c0 is None else after))
             return h_n.clone(), h_n, *c_n
         state = h0.contiguous() if c0 is None else (h0.contiguous(), c0.contiguous())
-        given, train = [w for w in flat if w is not None], torch.is_grad_enabled()
-        how = (given, flat[2] is not None, len(flat) // (FIELDS * self.D), 0.0, train, self.D == 2)
+        given = [w for w in flat if w is not None]
+        how = (given, flat[2] is not None, len(flat) // (FIELDS * self.D), 0.0, self.train, self.D == 2)
         call, batch_sizes = getattr(torch._VF, self.cell), self.rows.batch_sizes
         return call(x, state, *how, False) if batch_sizes is None else call(x, batch_sizes, state, *how)
 

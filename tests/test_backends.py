@@ -20,8 +20,8 @@ from problems import (
 )
 
 import fusedrnn
-from fusedrnn import dispatch, ops
-from fusedrnn.backends.base import BackendError, Problem
+from fusedrnn import dispatch, fastest, ops
+from fusedrnn.backends.base import BackendError, Fastest, Problem
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY, explain, select, use_backend
 
@@ -246,17 +246,20 @@ def test_explain_names_the_backend_the_schedule_and_the_reasons():
 
 
 def test_what_was_measured_on_a_gpu_comes_first(monkeypatch):
-    problem = Problem("lstm", "cuda", torch.bfloat16, T=3, B=16, I=4, H=64)
+    problem = Problem("lstm", "cuda", torch.float32, T=35, B=16, I=4, H=64, precision="tf32")
     usual = ("torch", "cuda", "triton", "reference")
     assert dispatch.preference(problem) == usual
-    covers = frozenset(("lstm",)), frozenset((torch.bfloat16,)), range(129), range(65)
-    found = dispatch.Fastest("triton", *covers), dispatch.Fastest("cuda", *covers)
+    where = ("lstm", "tf32", False, (35, fastest.ANY), (1, 64), (1, 128))
+    found = Fastest("triton", *where), Fastest("cuda", *where)
     monkeypatch.setattr(dispatch, "_capability", lambda: (9, 0))
-    monkeypatch.setitem(dispatch.FASTEST_ON_GPU, (8, 0), found[1:])
+    monkeypatch.setitem(fastest.ON_GPU, (8, 0), found[1:])
     assert dispatch.preference(problem) == usual
-    monkeypatch.setitem(dispatch.FASTEST_ON_GPU, (9, 0), found)
+    monkeypatch.setitem(fastest.ON_GPU, (9, 0), found)
     assert dispatch.preference(problem) == ("triton", "torch", "cuda", "reference")
-    for other in (dict(cell="gru"), dict(dtype=torch.float16), dict(H=129), dict(B=65)):
+    for same in (dict(H=1), dict(T=70_000), dict(D=2), dict(B=64, H=128)):
+        assert dispatch.preference(dataclasses.replace(problem, **same))[0] == "triton"
+    others = [dict(cell="gru"), dict(dtype=torch.float16), dict(precision="ieee"), dict(save="full")]
+    for other in (*others, dict(H=129), dict(B=65), dict(T=34)):
         assert dispatch.preference(dataclasses.replace(problem, **other)) == usual
 
 

@@ -32,6 +32,7 @@ LAYERS = [
     {"batching"},
     {"ops"},
     {"dispatch"},
+    {"fastest"},
     {"backends"},
     {"backends.base"},
     {"kernels", "_extension", "_cuda_library", "reference", "gradients", "checks"},

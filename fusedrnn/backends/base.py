@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,10 +81,35 @@ class Problem:
         }
         return {name for name, wanted in asked.items() if wanted}
 
+    @property
+    def precision_of_products(self) -> str:
+        """ "ieee" or "tf32" in float32; otherwise the dtype's name."""
+        return self.precision if self.dtype == torch.float32 else str(self.dtype).removeprefix("torch.")
+
     def __str__(self) -> str:
         extras = "".join(f" {name}" for name in sorted(self.features))
         size = f"T={self.T} B={self.B} I={self.I} H={self.H}" + (f" P={self.P}" if self.P else "")
         return f"{self.cell} {str(self.dtype).removeprefix('torch.')} {size}{extras} on {self.device}"
+
+
+class Fastest(NamedTuple):
+    """Sizes, from the first to the last of each, at which a backend was measured to be faster than torch's library, and
+    than the other backends."""
+
+    backend: str
+    op: str
+    precision: str
+    training: bool
+    T: tuple[int, int]
+    B: tuple[int, int]
+    H: tuple[int, int]
+
+    def covers(self, problem: Problem) -> bool:
+        precision, training = problem.precision_of_products, problem.save != "none"
+        if (CELLS[problem.cell].op, precision, training) != (self.op, self.precision, self.training):
+            return False
+        given = ((self.T, problem.T), (self.B, problem.B), (self.H, problem.H))
+        return all(first <= size <= last for (first, last), size in given)
 
 
 FEATURES = ("bidirectional", "projection", "tokens", "packed", "lengths", "resets", "lean")
