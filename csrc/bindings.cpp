@@ -36,13 +36,14 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-constexpr int64_t abi_version = 9;
+constexpr int64_t abi_version = 10;
 constexpr int64_t pre_bytes = 256 << 10;   // x W_ih of a chunk of steps, per thread: half of a small L2 ...
 constexpr int64_t pre_rows = 96;           // ... but so many rows at least: every chunk reads W_ih again
 constexpr int64_t chunk_bytes = 10 << 20;  // what backward keeps of a chunk of steps
 constexpr int64_t few_rows = 3;            // of which gradients are summed without packing or GEMMs
 
-enum Save : int64_t { save_none, save_full, save_lean };  // as SAVE in fusedrnn/cells.py
+enum class Schedule : int64_t { automatic, concat, hoisted };  // as SCHEDULES there
+enum Save : int64_t { save_none, save_full, save_lean };       // as SAVE in fusedrnn/cells.py
 
 enum Isa : int64_t { isa_portable, isa_avx2, isa_avx512, isa_avx512_bf16, isa_amx, isa_count };
 
@@ -148,7 +149,8 @@ void each_direction(int64_t direction, const F& run) {
 template <class Real>
 void run_forward(const Direction& at, const Shape& s, const Operand& x, const Operand& h0, const Operand& c0,
                  const Operand& w_ih, const Operand& w_hh, const Operand& b_ih, const Operand& b_hh, const Operand& y,
-                 const Operand& h_n, const Operand& c_n, const Operand& saved, const Operand& cells, bool concat) {
+                 const Operand& h_n, const Operand& c_n, const Operand& saved, const Operand& cells,
+                 Schedule schedule) {
   const auto& kernels = needed_kernels<Real>();
   const ScalarType type = scalar_type<Real>;
   constexpr bool wider = sizeof(Wide<Real>) != sizeof(Real);
@@ -168,7 +170,7 @@ void run_forward(const Direction& at, const Shape& s, const Operand& x, const Op
     check_optional(cells, "cells", {at.D, R, H}, scalar_type<Wide<Real>>);
   }
 
-  Inputs<Real> inputs(kernels, s, x, w_ih, w_hh, b_ih, b_hh, concat);
+  Inputs<Real> inputs(kernels, s, x, w_ih, w_hh, b_ih, b_hh, schedule);
   Forward<Real>& f = inputs.f;
   f.h0 = part<const Real>(h0, at.d, at.D);
   // In 16 bits c and the GRU's h are widened for the call.
@@ -203,13 +205,13 @@ struct Weights {
 
 void forward_into(const Operand& x, const Operand& h0, const Operand& c0, const Weights (&weights)[2],
                   const Operand& row_offsets, const Operand& lengths, const Operand& resets, int64_t cell,
-                  int64_t direction, bool concat, const Operand& y, const Operand& h_n, const Operand& c_n,
+                  int64_t direction, Schedule schedule, const Operand& y, const Operand& h_n, const Operand& c_n,
                   const Operand& saved, const Operand& cells) {
   each_direction(direction, [&](const Direction& at, bool reverse) {
     const auto& [w, u, b, v] = weights[at.d];
     const Shape s = shape_of(cell, reverse, x, h0, w, row_offsets, lengths, resets);
     with_type(w.scalar_type(), [&](auto real) {
-      run_forward<decltype(real)>(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, concat);
+      run_forward<decltype(real)>(at, s, x, h0, c0, w, u, b, v, y, h_n, c_n, saved, cells, schedule);
     });
   });
 }
@@ -217,17 +219,17 @@ void forward_into(const Operand& x, const Operand& h0, const Operand& c0, const 
 void forward_out(const Tensor& x, const Tensor& h0, const Optional& c0, const Tensor& w_ih, const Tensor& w_hh,
                  const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
                  const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets,
-                 const Optional& lengths, const Optional& resets, int64_t cell, int64_t direction, bool concat,
+                 const Optional& lengths, const Optional& resets, int64_t cell, int64_t direction, int64_t schedule,
                  Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells) {
   forward_into(x, h0, c0, {{w_ih, w_hh, b_ih, b_hh}, {w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse}},
-               row_offsets, lengths, resets, cell, direction, concat, y, h_n, c_n, saved, cells);
+               row_offsets, lengths, resets, cell, direction, schedule_of(schedule), y, h_n, c_n, saved, cells);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& x, const Optional& given_h0, const Optional& given_c0, const Tensor& w_ih, const Tensor& w_hh,
     const Optional& b_ih, const Optional& b_hh, const Optional& w_ih_reverse, const Optional& w_hh_reverse,
     const Optional& b_ih_reverse, const Optional& b_hh_reverse, const Optional& row_offsets, const Optional& lengths,
-    const Optional& resets, int64_t cell, int64_t direction, bool concat, bool batch_first, int64_t save) {
+    const Optional& resets, int64_t cell, int64_t direction, int64_t schedule, bool batch_first, int64_t save) {
   const Optional offsets = dense(row_offsets), active = dense(lengths), starts = dense(resets);
   const int64_t D = count_of(direction);
   const auto [h0, c0] = states_or_zeros(given_h0, given_c0, cell, D, x, w_hh, offsets);
@@ -250,8 +252,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   forward_into(whole(rows, step), whole(h0, step), whole(c0, step),
                {{dense(w_ih), dense(w_hh), dense(b_ih), dense(b_hh)},
                 {dense(w_ih_reverse), dense(w_hh_reverse), dense(b_ih_reverse), dense(b_hh_reverse)}},
-               offsets, active, starts, cell, direction, concat, step ? whole(h_n, step) : Operand(y), whole(h_n, step),
-               whole(c_n, step), saved, cells);
+               offsets, active, starts, cell, direction, schedule_of(schedule), step ? whole(h_n, step) : Operand(y),
+               whole(h_n, step), whole(c_n, step), saved, cells);
   return {y, h_n, c_n, saved, cells};
 }
 
@@ -345,7 +347,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   "Tensor? w_ih_reverse, Tensor? w_hh_reverse, Tensor? b_ih_reverse, Tensor? b_hh_reverse, " \
   "Tensor? row_offsets, Tensor? lengths, Tensor? resets, "
 #define COTANGENTS "Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
-#define FORWARD_OPTIONS "int cell, int direction, bool concat"
+#define FORWARD_OPTIONS "int cell, int direction, int schedule"
 #define BACKWARD_OPTIONS "Tensor y, Tensor saved, Tensor cells, int cell, int direction, bool lean"
 
 STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
@@ -355,6 +357,7 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("set_isa(int isa) -> ()");
   m.def("share_rows_always(bool always) -> ()");
   m.def("force_cut(int groups, int pieces) -> ()");
+  m.def("is_concat(int schedule, int T, int B, int I, int H) -> bool");
   m.def("forward(Tensor x, Tensor? h0, " OPERANDS FORWARD_OPTIONS
         ", bool batch_first, int save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
         "Tensor cells)");
@@ -382,6 +385,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CompositeExplicitAutograd, m) {
   m.impl("set_isa", TORCH_BOX(&set_isa));
   m.impl("share_rows_always", TORCH_BOX(&share_rows_always));
   m.impl("force_cut", TORCH_BOX(&force_cut));
+  m.impl("is_concat", TORCH_BOX(&is_concat));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_cpu, CPU, m) {

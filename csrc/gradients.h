@@ -162,7 +162,7 @@ void run_backward(const Direction& at, const Shape& s, const Operand& dy, const 
   Buffer<Wide<Real>> dh(B * H), dc(lstm ? B * H : 0), chunk_cells(lean && lstm ? most_rows * H : 0);
   Buffer<Wide<Real>> first_c(lstm ? B * H : 0);
   std::optional<Inputs<Real>> inputs;
-  if (lean) inputs.emplace(kernels, s, x, w_ih, w_hh, b_ih, b_hh, false);
+  if (lean) inputs.emplace(kernels, s, x, w_ih, w_hh, b_ih, b_hh, Schedule::hoisted);
   start_from(kernels, part<const Real>(dh_n, at.d, at.D), B * H, dh.get());
   if (lstm) start_from(kernels, part<const Real>(dc_n, at.d, at.D), B * H, dc.get());
   if (lstm) start_from(kernels, part<const Real>(c0, at.d, at.D), B * H, first_c.get());

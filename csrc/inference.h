@@ -1,20 +1,21 @@
 // Forward alone, from checks to states in one call: what a module runs where nobody wants a gradient. A step of a decoder
 // takes as long as reading the weights once, some 10 us. Part of bindings.cpp.
 
-// Options in one number, for each argument of an op takes as long to pass as a layer's checks: the cell, and bits, as
-// in fusedrnn/backends/cpu.py.
+// Options in one number, for each argument of an op takes as long to pass as a layer's checks: the cell, the schedule, and
+// bits, as in fusedrnn/backends/cpu.py.
 struct How {
   int64_t cell;
-  bool concat, bias, bidirectional, batch_first, unbatched;
+  Schedule schedule;
+  bool bias, bidirectional, batch_first, unbatched;
 
   explicit How(int64_t bits)
       : cell(bits & 3),
-        concat(bits & 4),
-        bias(bits & 8),
-        bidirectional(bits & 16),
-        batch_first(bits & 32),
-        unbatched(bits & 64) {
-    STD_TORCH_CHECK(bits >= 0 && bits < 128 && !(unbatched && batch_first), "unknown options");
+        schedule(schedule_of(bits >> 2 & 3)),
+        bias(bits & 16),
+        bidirectional(bits & 32),
+        batch_first(bits & 64),
+        unbatched(bits & 128) {
+    STD_TORCH_CHECK(bits >= 0 && bits < 256 && !(unbatched && batch_first), "unknown options");
   }
   bool lstm() const { return Cell(cell) == Cell::lstm; }
 };
@@ -24,7 +25,7 @@ void infer_direction(const Direction& at, const Shape& s, const Operand& x, cons
                      const Tensor* weights, const How& how, const Operand& y, const Operand& h_n, const Operand& c_n) {
   with_type(weights->scalar_type(), [&](auto real) {
     run_forward<decltype(real)>(at, s, x, h0, c0, weights[0], weights[1], how.bias ? weights[2] : Operand(),
-                                how.bias ? weights[3] : Operand(), y, h_n, c_n, Operand(), Operand(), how.concat);
+                                how.bias ? weights[3] : Operand(), y, h_n, c_n, Operand(), Operand(), how.schedule);
   });
 }
 

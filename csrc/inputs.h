@@ -18,12 +18,29 @@ bool reads_unpacked(const Shape& s, int64_t R) {
   return R <= (sizeof(Real) == 2 ? 8 : s.T == 1 ? 32 : 16);
 }
 
+Schedule schedule_of(int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number <= int64_t(Schedule::hoisted), "unknown schedule");
+  return Schedule(number);
+}
+
+// Whether [x, h] are multiplied together in each step, or x of many steps before them. A step of many rows takes a short x
+// along at hardly a price, while sums that wait for their step have to be written and read (benchmarks/NOTES.md).
+bool multiplies_together(Schedule schedule, int64_t T, int64_t B, int64_t I, int64_t H) {
+  constexpr int64_t many_rows = 16;
+  if (schedule != Schedule::automatic) return schedule == Schedule::concat;
+  return T == 1 || (B >= many_rows && 2 * I <= H);
+}
+
+bool is_concat(int64_t schedule, int64_t T, int64_t B, int64_t I, int64_t H) {
+  return multiplies_together(schedule_of(schedule), T, B, I, H);
+}
+
 // x and the weights, which fit.
 template <class Real>
 class Inputs {
  public:
   Inputs(const Kernels<Real>& kernels, const Shape& s, const Operand& x, const Operand& w_ih, const Operand& w_hh,
-         const Operand& b_ih, const Operand& b_hh, bool concat)
+         const Operand& b_ih, const Operand& b_hh, Schedule schedule)
       : width(kernels.packed_width(s.cell, s.H)),
         panels(kernels.forward_panels(s.cell, s.H)),
         rate(kernels.rate),
@@ -38,7 +55,7 @@ class Inputs {
         table(with_table ? s.I * width : 0) {
     const int64_t H = s.H, I = s.I, R = row_count(s, x);
     f.shape = s;
-    f.concat = concat && !tokens;
+    f.concat = !tokens && multiplies_together(schedule, s.T, s.B, I, H);
     if (tokens) {
       f.tokens = rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long);
     } else {

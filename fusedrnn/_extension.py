@@ -15,7 +15,7 @@ from fusedrnn._elf import is_cut_off
 
 # The schemas of the ops in csrc/bindings.cpp, as a number: `fusedrnn_cpu::version` returns the one it was built with.
 # Raise both together.
-ABI = 9
+ABI = 10
 
 _REBUILD = "rebuild with `pip install -e . --no-build-isolation`"
 

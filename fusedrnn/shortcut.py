@@ -160,7 +160,7 @@ class _Layer(NamedTuple):
         return len(sizes) + (dtype == torch.int64) + self.step
 
     def alike(self, dtype: torch.dtype, sizes: Sequence[int]) -> Sequence[int]:
-        """`sizes` with two steps where there are more: it is decided by whether there is one, not by how many."""
+        """`sizes` with two steps where there are more: their number decides nothing."""
         dims = self._dims(dtype, sizes)
         time = 1 if self.batch_first and dims == 3 else 0
         if self.step or dims not in (2, 3) or sizes[time] <= 2:
@@ -169,28 +169,26 @@ class _Layer(NamedTuple):
 
     def options(self, named: str, dtype: torch.dtype, sizes: Sequence[int]) -> int | None:
         """Those of the op without gradients; None where the kernels are not to run it."""
-        T = self._steps_on_cpu(named, dtype, sizes, "none")
-        if T is None:
+        if not self._runs_on_cpu(named, dtype, sizes, "none"):
             return None
         flags = self.bias, self._dims(dtype, sizes) == 2, self.bidirectional, self.batch_first
-        return cpu.options(self.cell, self.schedule, T, *flags)
+        return cpu.options(self.cell, self.schedule, *flags)
 
     def with_gradients(self, named: str, dtype: torch.dtype, sizes: Sequence[int]) -> tuple | None:
         """All that autograd.CpuFunction takes after the states; None where it is not to run."""
-        T = self._steps_on_cpu(named, dtype, sizes, self.memory)
-        if T is None or self._dims(dtype, sizes) == 2 or self.several:
+        if self._dims(dtype, sizes) == 2 or self.several or not self._runs_on_cpu(named, dtype, sizes, self.memory):
             return None
         each = self.each
         weights = [w for d in range(self.D) for w in (*self.weights[d * each :][:each], None, None, None)[:5]]
-        layer = cpu.layer_with_gradients(self.cell, self.schedule, T, self.memory, self.bidirectional, self.batch_first)
+        layer = cpu.layer_with_gradients(self.cell, self.schedule, self.memory, self.bidirectional, self.batch_first)
         public = (CELLS[self.cell].op, self.cell, layer.direction, self.batch_first, self.schedule, self.memory)
         return (*weights, *(None,) * (10 - len(weights)), layer, (*public, "ieee", "cpu"))
 
-    def _steps_on_cpu(self, named: str, dtype: torch.dtype, sizes: Sequence[int], save: str) -> int | None:
-        """T, where the kernels of backend `cpu` are to run all layers."""
+    def _runs_on_cpu(self, named: str, dtype: torch.dtype, sizes: Sequence[int], save: str) -> bool:
+        """Whether the kernels of backend `cpu` are to run all layers."""
         like, tokens, dims = self.weights[0], dtype == torch.int64, self._dims(dtype, sizes)
         if dims not in (2, 3) or not cpu.has_kernels(like.dtype):
-            return None
+            return False
         sizes = (1, *sizes) if self.step else sizes
         T, B = (sizes[0], 1) if dims == 2 else sizes[1::-1] if self.batch_first else sizes[:2]
         for I, of_tokens in ((self.I, tokens), *(((self.D * self.H, False),) if self.several else ())):
@@ -199,8 +197,8 @@ class _Layer(NamedTuple):
                 tokens=of_tokens, bias=self.bias, batch_first=self.batch_first, schedule=self.schedule, save=save,
             )  # fmt: skip
             if not _on_cpu(problem, named):
-                return None
-        return T
+                return False
+        return True
 
 
 def _plan(layer: _Layer, op: Callable, operands: Sequence[Any], backend: str) -> Plan:

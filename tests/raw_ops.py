@@ -74,7 +74,7 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
         states = dict(h0=call.h0, c0=call.c0 if call.c0 is not None else call.h0.new_empty(0))
         weights = {f"{name}{d or ''}": t for d, one in enumerate(call.weights) for name, t in one._asdict().items()}
         weights = {name: t for name, t in weights.items() if t is not None}
-        how = cpu.options(call.cell, "auto", call.T, call.weights[0].b_ih is not None, False, call.D == 2)
+        how = cpu.options(call.cell, "auto", call.weights[0].b_ih is not None, False, call.D == 2)
         if kind == "private-layers":
             return dict(x=call.x) | states | dict(how=how) | weights
         one_step = {name: t if t.shape == ops.ABSENT else t[0] for name, t in states.items()}
@@ -83,7 +83,7 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
     last = dict(cell=NUMBERS[call.cell], direction=call.direction)
     y = torch.cat((y, y), -1)[..., -call.D * call.P :]  # rows with gaps between them
     if kind == "private-forward":
-        return tensors | last | dict(concat=False, y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells)
+        return tensors | last | dict(schedule=2, y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells)
     grads = {
         f"d{name}": torch.empty_like(t) if t.is_floating_point() else h_n.new_empty(0)
         for name, t in tensors.items()

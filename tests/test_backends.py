@@ -20,7 +20,7 @@ from problems import (
 )
 
 import fusedrnn
-from fusedrnn import dispatch, fastest, ops
+from fusedrnn import _extension, dispatch, fastest, ops
 from fusedrnn.backends.base import BackendError, Fastest, Problem
 from fusedrnn.cells import CELLS
 from fusedrnn.dispatch import REGISTRY, explain, select, use_backend
@@ -261,6 +261,30 @@ def test_what_was_measured_on_a_gpu_comes_first(monkeypatch):
     others = [dict(cell="gru"), dict(dtype=torch.float16), dict(precision="ieee"), dict(save="full")]
     for other in (*others, dict(H=129), dict(B=65), dict(T=34)):
         assert dispatch.preference(dataclasses.replace(problem, **other)) == usual
+
+
+@pytest.mark.skipif(not _extension.is_loaded(), reason=_extension.reason())
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize(("B", "I", "taken"), [(16, 32, "concat"), (15, 32, "hoisted"), (16, 33, "hoisted")])
+def test_the_schedule_that_auto_names_is_the_one_that_runs(name, B, I, taken):
+    """The two sum in another order, and so give other bits. Of two layers each has its own: the second has H inputs."""
+    cell, H, made = "rnn_tanh" if name == "RNN" else name.lower(), 64, getattr(fusedrnn, name)
+    for T, schedule in ((5, taken), (1, "concat")):
+        assert REGISTRY["cpu"].schedule(Problem(cell, "cpu", torch.float32, T, B, I, H)) == schedule
+    layers, x = made(I, H, 2, backend="cpu"), torch.randn(5, B, I)
+
+    def one(number: int, schedule: str) -> torch.nn.RNNBase:
+        """Of the layers, with a schedule."""
+        layer = made(H if number else I, H, backend="cpu", schedule=schedule)
+        own = {key: t for key, t in layers.state_dict().items() if key.endswith(str(number))}
+        layer.load_state_dict({key[:-1] + "0": t for key, t in own.items()})
+        return layer
+
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = {schedule: one(0, schedule)(x)[0] for schedule in ("auto", "concat", "hoisted")}
+            assert [how for how in ("concat", "hoisted") if torch.equal(y["auto"], y[how])] == [taken]
+            assert torch.equal(layers(x)[0], one(1, "hoisted")(y["auto"])[0])
 
 
 def test_kernels_that_wait_through_memory_come_last_until_they_are_measured(monkeypatch):

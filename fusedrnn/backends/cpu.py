@@ -15,7 +15,7 @@ from torch import Tensor
 from fusedrnn import _extension
 from fusedrnn.backends.base import Backend, BackendError, Outputs, Problem
 from fusedrnn.call import Call, Weights
-from fusedrnn.cells import SAVE
+from fusedrnn.cells import SAVE, SCHEDULES
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as enum Isa in csrc/bindings.cpp
 _CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/cpu/layer.h
@@ -47,7 +47,10 @@ class CpuBackend(Backend):
         return None if _extension.is_loaded() else f"the compiled library is missing: {_extension.reason()}"
 
     def schedule(self, problem: Problem) -> str:
-        return "concat" if _concat(problem.schedule, problem.T) else "hoisted"
+        if problem.tokens and problem.schedule == "auto":
+            return "hoisted"  # rows of W_ih, or of a table
+        how = SCHEDULES.index(problem.schedule), problem.T, problem.B, problem.I, problem.H
+        return "concat" if torch.ops.fusedrnn_cpu.is_concat(*how) else "hoisted"
 
     def detail(self, problem: Problem) -> str:
         return "" if has_kernels(problem.dtype) else "as float32"
@@ -70,7 +73,7 @@ class CpuBackend(Backend):
             call.resets,
             _CELLS.index(call.cell),
             call.direction,
-            _concat(call.schedule, call.T),
+            SCHEDULES.index(call.schedule),
             call.batch_first,
             SAVE.index(call.save),
         )
@@ -146,11 +149,6 @@ def _refuse_what_the_kernels_lack(call: Call) -> None:
         raise RuntimeError("cpu: c0: expected a tensor")
 
 
-def _concat(schedule: str, T: int) -> bool:
-    """Whether x and h are multiplied in one step: alone with one step there is nothing to hoist."""
-    return schedule == "concat" or (schedule == "auto" and T == 1)
-
-
 class Layer(NamedTuple):
     """The private ops of a layer with gradients, and what they are told of it beside its tensors."""
 
@@ -158,40 +156,38 @@ class Layer(NamedTuple):
     backward: Callable
     cell: int
     direction: int
-    concat: bool
+    schedule: int
     batch_first: bool
     save: int
 
 
 def layer_with_gradients(
-    cell: str, schedule: str, T: int, save: str, bidirectional: bool = False, batch_first: bool = False
+    cell: str, schedule: str, save: str, bidirectional: bool = False, batch_first: bool = False
 ) -> Layer:
     ops, direction = torch.ops.fusedrnn_cpu, 2 if bidirectional else 0
-    how = (_CELLS.index(cell), direction, _concat(schedule, T), batch_first, SAVE.index(save))
+    how = (_CELLS.index(cell), direction, SCHEDULES.index(schedule), batch_first, SAVE.index(save))
     return Layer(ops.forward.default._op, ops.backward.default._op, *how)
 
 
-CONCAT, BIAS, BIDIRECTIONAL, BATCH_FIRST, UNBATCHED = 4, 8, 16, 32, 64  # as struct How in csrc/inference.h
+SCHEDULE, BIAS, BIDIRECTIONAL, BATCH_FIRST, UNBATCHED = 4, 16, 32, 64, 128  # as struct How in csrc/inference.h
 
 
 def options(
     cell: str,
     schedule: str,
-    T: int,
     bias: bool,
     unbatched: bool,
     bidirectional: bool = False,
     batch_first: bool = False,
 ) -> int:
-    """The argument `how` of the two ops below: the cell, and a bit for each of the others."""
+    """The argument `how` of the two ops below: the cell, the schedule, and a bit for each of the others."""
     flags = (
-        (CONCAT, _concat(schedule, T)),
         (BIAS, bias),
         (BIDIRECTIONAL, bidirectional),
         (BATCH_FIRST, batch_first and not unbatched),
         (UNBATCHED, unbatched),
     )
-    return _CELLS.index(cell) + sum(bit for bit, wanted in flags if wanted)
+    return _CELLS.index(cell) + SCHEDULE * SCHEDULES.index(schedule) + sum(bit for bit, wanted in flags if wanted)
 
 
 def layers() -> Callable:
