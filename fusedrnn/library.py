@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusedrnn import dispatch, ops, stack
+from fusedrnn import checks, dispatch, ops, stack
 from fusedrnn.backends.torch import float32_precision
 from fusedrnn.call import Weights
+from fusedrnn.cells import CELLS
 from fusedrnn.stack import Rows
 
 FIELDS = len(Weights._fields)
@@ -42,6 +43,8 @@ def run(
         facts = stack.facts_of(cell, x, h0, w, places, D, batch_major, schedule, save, precision)
         if stack.select(named, *facts) != "torch":
             return None
+    if not _fit(cell, x, h0, c0, weights, D):
+        return None  # an op of ours says what does not
     layers = Layers(cell, rows, D, schedule, precision, differentiate)
     step = layers.are_a_step(x, flat)
     if not step and x.is_cuda and len({w.untyped_storage().data_ptr() for w in flat if w is not None}) > 1:
@@ -55,6 +58,14 @@ def run(
     if batch_major:
         y = y.transpose(0, 1).clone(memory_format=torch.contiguous_format)
     return y, h_n, c_n[0] if c_n else y.new_empty(0)
+
+
+def _fit(cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Weights], D: int) -> bool:
+    """Whether the sizes do, which oneDNN does not ask: a parameter may have other data since they were checked."""
+    w = weights[0]
+    H = w.w_ih.shape[0] // len(CELLS[cell].gates)
+    states = h0.shape[2] == w.w_hh.shape[-1] and (c0 is None or c0.shape[2] == H)
+    return states and x.shape[-1] == w.w_ih.shape[-1] and not checks.weights(cell, weights, D)
 
 
 def _somebody_takes_what_is_saved() -> bool:

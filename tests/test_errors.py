@@ -113,13 +113,18 @@ def test_parameters_replaced_by_misfits(name, parameter):
     assert raised(lambda: ours(X)) == raised(lambda: theirs(X))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("parameter", "shape"), [("weight_hh_l0", (2, 2)), ("weight_ih_l0", (12, 5)), ("bias_hh_l0", (2,))]
+)
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
-def test_data_replaced_by_a_misfit_after_a_call(backend):
+def test_data_replaced_by_a_misfit_after_a_call(backend, parameter, shape, grad):
     net = fusedrnn.LSTM(4, 3, backend=backend)
-    net(X)
-    net.weight_hh_l0.data = torch.zeros(2, 2)
-    with pytest.raises((RuntimeError, ValueError)):
+    with torch.set_grad_enabled(grad):
         net(X)
+        getattr(net, parameter).data = torch.zeros(shape)
+        with pytest.raises((RuntimeError, ValueError)):
+            net(X)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -226,6 +226,9 @@ def test_y_can_be_written_to(name, backend, batch_first):
     for y in (net(torch.randn(3, 6, 4))[0], net(torch.randn(6, 4))[0]):
         y[:, 1:] = 0
         assert y.grad_fn is not None and not y[:, 1:].any()
+        if backend == "torch" and batch_first:  # a copy in that order
+            y.sum().backward()
+            continue
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
 

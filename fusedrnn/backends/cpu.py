@@ -18,6 +18,7 @@ from fusedrnn.call import Call, Weights
 from fusedrnn.cells import SAVE, SCHEDULES
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as enum Isa in csrc/bindings.cpp
+LARGEST = 2**60  # a size that no tensor has and C++ can double
 _CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")  # as enum Cell in csrc/cpu/layer.h
 
 
@@ -49,8 +50,9 @@ class CpuBackend(Backend):
     def schedule(self, problem: Problem) -> str:
         if problem.tokens and problem.schedule == "auto":
             return "hoisted"  # rows of W_ih, or of a table
-        how = SCHEDULES.index(problem.schedule), problem.T, problem.B, problem.I, problem.H
-        return "concat" if torch.ops.fusedrnn_cpu.is_concat(*how) else "hoisted"
+        sizes = (min(size, LARGEST) for size in (problem.T, problem.B, problem.I, problem.H))
+        together = torch.ops.fusedrnn_cpu.is_concat(SCHEDULES.index(problem.schedule), *sizes)
+        return "concat" if together else "hoisted"
 
     def detail(self, problem: Problem) -> str:
         return "" if has_kernels(problem.dtype) else "as float32"
