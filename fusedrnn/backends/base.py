@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def precision_of_products(self) -> str:
-        """ "ieee" or "tf32" in float32; otherwise the dtype's name."""
+        """Of float32 ieee or tf32, of another dtype its name."""
         return self.precision if self.dtype == torch.float32 else str(self.dtype).removeprefix("torch.")
 
     def __str__(self) -> str:
