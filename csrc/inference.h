@@ -1,8 +1,8 @@
 // Forward alone, from checks to states in one call: what a module runs where nobody wants a gradient. A step of a decoder
 // takes as long as reading the weights once, some 10 us. Part of bindings.cpp.
 
-// Options in one number, for each argument of an op takes as long to pass as a layer's checks: the cell, the schedule, and
-// bits, as in fusedrnn/backends/cpu.py.
+// Options in one number, for each argument of an op takes as long to pass as a layer's checks: the cell, the schedule,
+// and bits, as in fusedrnn/backends/cpu.py.
 struct How {
   int64_t cell;
   Schedule schedule;

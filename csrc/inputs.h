@@ -23,9 +23,9 @@ Schedule schedule_of(int64_t number) {
   return Schedule(number);
 }
 
-// Whether [x, h] are multiplied together in each step, or x of many steps before them. A step of many rows takes a short x
-// along at hardly a price, while sums that wait for their step have to be written and read (benchmarks/NOTES.md). Not by the
-// number of threads: results would depend on it.
+// Whether [x, h] are multiplied together in each step, or x of many steps before them. A step of many rows takes a short
+// x along at hardly a price, while sums that wait for their step have to be written and read (benchmarks/NOTES.md). Not by
+// the number of threads: results would depend on it.
 bool multiplies_together(Schedule schedule, int64_t T, int64_t B, int64_t I, int64_t H) {
   constexpr int64_t many_rows = 16;
   if (schedule != Schedule::automatic) return schedule == Schedule::concat;
