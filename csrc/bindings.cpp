@@ -357,7 +357,7 @@ STABLE_TORCH_LIBRARY(fusedrnn_cpu, m) {
   m.def("set_isa(int isa) -> ()");
   m.def("share_rows_always(bool always) -> ()");
   m.def("force_cut(int groups, int pieces) -> ()");
-  m.def("is_concat(int schedule, int T, int B, int I, int H) -> bool");
+  m.def("is_concat(int schedule, int cell, bool in_float32, int T, int B, int I, int H) -> bool");
   m.def("forward(Tensor x, Tensor? h0, " OPERANDS FORWARD_OPTIONS
         ", bool batch_first, int save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, "
         "Tensor cells)");

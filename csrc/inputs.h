@@ -24,16 +24,16 @@ Schedule schedule_of(int64_t number) {
 }
 
 // Whether [x, h] are multiplied together in each step, or x of many steps before them. A step of many rows takes a short
-// x along at hardly a price, while sums that wait for their step have to be written and read (benchmarks/NOTES.md). Not by
-// the number of threads: results would depend on it.
-bool multiplies_together(Schedule schedule, int64_t T, int64_t B, int64_t I, int64_t H) {
+// x along at hardly a price, and an LSTM's in float32 a long one, while sums that wait for their step have to be written
+// and read (benchmarks/NOTES.md). Not by the number of threads: results would depend on it.
+bool multiplies_together(Schedule schedule, Cell cell, bool in_float32, int64_t T, int64_t B, int64_t I, int64_t H) {
   constexpr int64_t many_rows = 16;
   if (schedule != Schedule::automatic) return schedule == Schedule::concat;
-  return T == 1 || (B >= many_rows && 2 * I <= H);
+  return T == 1 || (B >= many_rows && (2 * I <= H || (cell == Cell::lstm && in_float32)));
 }
 
-bool is_concat(int64_t schedule, int64_t T, int64_t B, int64_t I, int64_t H) {
-  return multiplies_together(schedule_of(schedule), T, B, I, H);
+bool is_concat(int64_t schedule, int64_t cell, bool in_float32, int64_t T, int64_t B, int64_t I, int64_t H) {
+  return multiplies_together(schedule_of(schedule), Cell(cell), in_float32, T, B, I, H);
 }
 
 // x and the weights, which fit.
@@ -56,7 +56,8 @@ class Inputs {
         table(with_table ? s.I * width : 0) {
     const int64_t H = s.H, I = s.I, R = row_count(s, x);
     f.shape = s;
-    f.concat = !tokens && multiplies_together(schedule, s.T, s.B, I, H);
+    constexpr bool in_float32 = std::is_same_v<Real, float>;
+    f.concat = !tokens && multiplies_together(schedule, s.cell, in_float32, s.T, s.B, I, H);
     if (tokens) {
       f.tokens = rows_of<const int64_t>(x, "x", s, R, 0, ScalarType::Long);
     } else {

@@ -51,8 +51,9 @@ class CpuBackend(Backend):
         if problem.tokens and problem.schedule == "auto":
             return "hoisted"  # rows of W_ih, or of a table
         sizes = (min(size, LARGEST) for size in (problem.T, problem.B, problem.I, problem.H))
-        together = torch.ops.fusedrnn_cpu.is_concat(SCHEDULES.index(problem.schedule), *sizes)
-        return "concat" if together else "hoisted"
+        in_float32 = problem.dtype == torch.float32 or not has_kernels(problem.dtype)
+        how = SCHEDULES.index(problem.schedule), _CELLS.index(problem.cell), in_float32
+        return "concat" if torch.ops.fusedrnn_cpu.is_concat(*how, *sizes) else "hoisted"
 
     def detail(self, problem: Problem) -> str:
         return "" if has_kernels(problem.dtype) else "as float32"
