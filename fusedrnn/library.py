@@ -46,13 +46,14 @@ def run(
     if not _fit(cell, x, h0, c0, weights, D):
         return None  # an op of ours says what does not
     layers = Layers(cell, rows, D, schedule, precision, differentiate)
-    step = layers.are_a_step(x, flat)
-    if not step and x.is_cuda and len({w.untyped_storage().data_ptr() for w in flat if w is not None}) > 1:
+    if batch_sizes is None and len(x) == 1 == len(weights) and weights[0].w_hr is None:
+        y, h_n, *c_n = layers.by_cell(x, h0, c0, *flat[:4])
+    elif x.is_cuda and len({w.untyped_storage().data_ptr() for w in flat if w is not None}) > 1:
         return None  # cuDNN wants them in one buffer, where a module keeps them: it would warn, and copy them
-    if differentiate and not step and _somebody_takes_what_is_saved():
-        return None
-    if step or not differentiate:
+    elif not differentiate:
         y, h_n, *c_n = layers.by_library(x, h0, c0, *flat)
+    elif _somebody_takes_what_is_saved():
+        return None
     else:
         y, h_n, *c_n = _apply(layers, x, h0, c0, *flat)
     if batch_major:
@@ -84,17 +85,15 @@ class Layers(NamedTuple):
     precision: str
     train: bool
 
-    def are_a_step(self, x: Tensor, flat: Sequence[Tensor | None]) -> bool:
-        """That is by torch.nn's cells, whose gradients can be differentiated."""
-        return self.rows.batch_sizes is None and len(x) == 1 and len(flat) == FIELDS and flat[4] is None
+    def by_cell(self, x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor | None) -> tuple[Tensor, ...]:
+        """A single step of a layer by that of torch.nn's cells, whose gradients can be differentiated."""
+        state = h0[0] if c0 is None else (h0[0], c0[0])
+        after = getattr(torch._VF, f"{self.cell}_cell")(x[0], state, *weights)
+        h_n, *c_n = (t.unsqueeze(0) for t in ((after,) if c0 is None else after))
+        return h_n.clone(), h_n, *c_n
 
     def by_library(self, x: Tensor, h0: Tensor, c0: Tensor | None, *flat: Tensor | None) -> tuple[Tensor, ...]:
         """y, h_n and, where there is c0, c_n, by torch.nn's call."""
-        if self.are_a_step(x, flat):
-            state = h0[0] if c0 is None else (h0[0], c0[0])
-            after = getattr(torch._VF, f"{self.cell}_cell")(x[0], state, *flat[:4])
-            h_n, *c_n = (t.unsqueeze(0) for t in ((after,) if c0 is None else after))
-            return h_n.clone(), h_n, *c_n
         state = h0.contiguous() if c0 is None else (h0.contiguous(), c0.contiguous())
         given = [w for w in flat if w is not None]
         how = (given, flat[2] is not None, len(flat) // (FIELDS * self.D), 0.0, self.train, self.D == 2)
@@ -130,6 +129,9 @@ class LibraryFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents: Tensor | None):
         needed, arguments = ctx.needs_input_grad[1:], ctx.saved_tensors  # torch refuses here what is over
+        of = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
+        if not of:
+            return None, *(None for _ in needed)
         create, keep = torch.is_grad_enabled(), torch._C._autograd._get_current_graph_task_keep_graph()
         own, outputs = ctx.graph
         if create or ops.anything_listens():
@@ -138,9 +140,6 @@ class LibraryFunction(torch.autograd.Function):
                 outputs = ctx.layers.by_ops(*own)
         if not keep:
             ctx.graph = None
-        of = [k for k, cotangent in enumerate(cotangents) if cotangent is not None]
-        if not of:
-            return None, *(None for _ in needed)
         wanted: list[Any] = [t for t, need in zip(own, needed, strict=True) if need]
         with float32_precision(outputs[0].dtype, ctx.layers.precision):
             found = torch.autograd.grad(

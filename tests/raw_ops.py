@@ -29,7 +29,7 @@ from fusedrnn import ops
 from fusedrnn.backends import cpu
 from fusedrnn.backends.base import Problem
 from fusedrnn.backends.cpu import INSTRUCTION_SETS, instruction_sets
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import CELLS, SCHEDULES
 from fusedrnn.dispatch import REGISTRY
 
 _libc = ctypes.CDLL(None)
@@ -83,7 +83,8 @@ def operands_of(kind: str, sample: Sample, dtype: torch.dtype) -> dict[str, Tens
     last = dict(cell=NUMBERS[call.cell], direction=call.direction)
     y = torch.cat((y, y), -1)[..., -call.D * call.P :]  # rows with gaps between them
     if kind == "private-forward":
-        return tensors | last | dict(schedule=2, y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells)
+        hoisted = SCHEDULES.index("hoisted")
+        return tensors | last | dict(schedule=hoisted, y=y, h_n=h_n, c_n=c_n, saved=saved, cells=cells)
     grads = {
         f"d{name}": torch.empty_like(t) if t.is_floating_point() else h_n.new_empty(0)
         for name, t in tensors.items()

@@ -4,6 +4,18 @@
 // [pair][unit][2]. C: sums of 16 rows and 16 units, float. A and B take 8 cycles to load from L1, a product 16. Weights
 // come from L2, once for every 16 rows, or, two tiles of rows at a time, once for every 32.
 
+struct alignas(64) TileSizes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+#if defined(FUSEDRNN_AMX_INSTRUCTIONS)  // others in their place, as a processor without them needs
+#include FUSEDRNN_AMX_INSTRUCTIONS
+#else
+#include "amx_instructions.h"
+#endif
+
 template <>
 constexpr int64_t rate_of<bfloat16> = 512;
 

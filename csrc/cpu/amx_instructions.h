@@ -1,12 +1,6 @@
 // The instructions of AMX. Included inside the namespace of a variant. The compiler's own names for them take the number
 // of a tile as text and do not say that they read memory.
 
-struct alignas(64) TileSizes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 FUSEDRNN_INLINE void set_tiles(const TileSizes& sizes) { asm volatile("ldtilecfg %0" : : "m"(sizes)); }
 FUSEDRNN_INLINE void release_tiles() { asm volatile("tilerelease"); }
 template <int Tile>

@@ -29,11 +29,6 @@ namespace {
 #include "panels.h"
 #include "tile.h"
 #if defined(__AMX_BF16__)
-#if defined(FUSEDRNN_AMX_INSTRUCTIONS)  // others in their place, as a processor without them needs
-#include FUSEDRNN_AMX_INSTRUCTIONS
-#else
-#include "amx_instructions.h"
-#endif
 #include "pairs.h"
 #include "amx.h"
 #elif defined(__AVX512BF16__)

@@ -84,12 +84,12 @@ class Problem:
     @property
     def precision_of_products(self) -> str:
         """Of float32 ieee or tf32, of another dtype its name."""
-        return self.precision if self.dtype == torch.float32 else str(self.dtype).removeprefix("torch.")
+        return self.precision if self.dtype == torch.float32 else _short(self.dtype)
 
     def __str__(self) -> str:
         extras = "".join(f" {name}" for name in sorted(self.features))
         size = f"T={self.T} B={self.B} I={self.I} H={self.H}" + (f" P={self.P}" if self.P else "")
-        return f"{self.cell} {str(self.dtype).removeprefix('torch.')} {size}{extras} on {self.device}"
+        return f"{self.cell} {_short(self.dtype)} {size}{extras} on {self.device}"
 
 
 class Fastest(NamedTuple):

@@ -2,12 +2,6 @@
 // processor would refuse ends the process. From Intel's Software Developer's Manual, volume 2: LDTILECFG, TDPBF16PS,
 // TILELOADD, TILERELEASE, TILESTORED, TILEZERO. Included inside the namespace of a variant.
 
-struct TileSizes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 struct Tile {
   int rows = 0, row_bytes = 0;
   alignas(64) uint8_t bytes[16][64] = {};
