@@ -52,7 +52,7 @@ def select(problem: Problem, backend: str = "auto") -> str:
     """The name of the backend that runs `problem`.
 
     A backend that was named, here, by `use_backend` or by FUSEDRNN_BACKEND, is taken or refused, never replaced.
-    Raises BackendError with every backend's reasons.
+    Raises BackendError with every backend's reasons, of one that was named first.
     """
     backend = requested(backend)
     check_backend(backend)
@@ -63,7 +63,7 @@ def select(problem: Problem, backend: str = "auto") -> str:
     elif not REGISTRY[backend].not_supported_reasons(problem):
         return backend
     who = "no backend can" if backend == "auto" else f"backend {backend!r} cannot"
-    raise BackendError(f"{who} run {problem}. {_all_reasons(problem)}")
+    raise BackendError(f"{who} run {problem}. {_all_reasons(problem, backend)}")
 
 
 def requested(backend: str) -> str:
@@ -102,7 +102,8 @@ def explain(problem: Problem, backend: str = "auto") -> str:
     return "\n".join([chosen, *others])
 
 
-def _all_reasons(problem: Problem) -> str:
+def _all_reasons(problem: Problem, first: str) -> str:
     return "; ".join(
-        f"{b.name}: {', '.join(b.not_supported_reasons(problem)) or 'can run it'}" for b in REGISTRY.values()
+        f"{b.name}: {', '.join(b.not_supported_reasons(problem)) or 'can run it'}"
+        for b in sorted(REGISTRY.values(), key=lambda b: b.name != first)
     )

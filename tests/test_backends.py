@@ -205,7 +205,7 @@ def test_a_named_backend_is_taken_or_refused_with_every_reason():
     half = Problem("lstm", "cpu", torch.float16, T=3, B=2, I=4, H=5)
     with pytest.raises(BackendError) as error:
         select(half, "torch")
-    assert str(error.value).startswith("backend 'torch' cannot run lstm float16 T=3 B=2 I=4 H=5 on cpu. ")
+    assert str(error.value).startswith("backend 'torch' cannot run lstm float16 T=3 B=2 I=4 H=5 on cpu. torch: ")
     for name in REGISTRY:
         assert f"{name}: " in str(error.value)
     with pytest.raises(ValueError, match="expected one of auto, cpu, cuda, triton, torch, reference, got 'cudnn'"):
