@@ -52,10 +52,7 @@ ISA_FLAGS["_amx"] = ISA_FLAGS["_avx512_bf16"] + " -mamx-tile -mamx-bf16"
 # in libc10 too, without a version, and would be taken from there.
 LDFLAGS = "-shared -Wl,--as-needed -Wl,--no-undefined -lstdc++ -ltorch -ltorch_cpu -lc10"
 
-NVCCFLAGS = (
-    "-O3 -std=c++20 --expt-relaxed-constexpr -I csrc/cuda -Xfatbin -compress-all "
-    "-Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"
-)
+NVCCFLAGS = "-I csrc/cuda -Xfatbin -compress-all -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas"
 GPUS = "8.0;8.6;8.9;9.0a;10.0+PTX"
 
 
@@ -97,9 +94,10 @@ def cpu_rules() -> list[str]:
 
 
 def cuda_rules() -> list[str]:
-    sources = runpy.run_path("csrc/cuda/sources.py")["sum_of_sources"]()
+    kernels = runpy.run_path("csrc/cuda/sources.py")
+    sources, of_kernels = kernels["sum_of_sources"](), " ".join(kernels["NVCCFLAGS"])
     gpus = gpu_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or GPUS)
-    flags = f"{NVCCFLAGS} -DFUSEDRNN_SOURCES='\"{sources}\"' {gpus}"
+    flags = f"{of_kernels} {NVCCFLAGS} -DFUSEDRNN_SOURCES='\"{sources}\"' {gpus}"
     return [
         "rule compile",
         f"  command = {NVCC} -MD -MF $out.d {flags} -c $in -o $out",

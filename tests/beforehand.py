@@ -1,5 +1,5 @@
-"""What takes minutes and tests ask for: the CUDA kernels built by g++ for the CPU, and the Triton kernels run by its
-interpreter.
+"""What takes minutes and tests ask for: the CUDA kernels built by g++ for the CPU, and those that nvcc compiled written
+down again for it; the Triton kernels run by its interpreter.
 
 conftest.py begins it when the tests have been collected, once for all workers, in a process of its own:
 python tests/beforehand.py FOLDER KIND...
@@ -7,13 +7,17 @@ python tests/beforehand.py FOLDER KIND...
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import ptx
 
 
 def missing() -> str:
@@ -26,9 +30,10 @@ def missing() -> str:
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("cluster", "exchange", "grid", "layer", "matrix")
+PTX = {"layer": ("80", "90a"), "cluster": ("90a",)}  # the GPUs whose kernels a program is run with
 MICRO = ROOT / "benchmarks/gpu/micro"
 KERNELS = ROOT / "csrc/cuda"
-FOLDERS = (KERNELS / "host", KERNELS, MICRO)
+INCLUDE = [part for folder in (KERNELS / "host", KERNELS, MICRO, ROOT / "tests/cuda") for part in ("-I", folder)]
 # Kernels read bits as another type, and compare signed with unsigned numbers, as CUDA's own headers do.
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
 FLAGS = ["-std=c++20", "-pthread", "-fno-strict-aliasing", "-DFUSEDRNN_SM=90", *WARNINGS]
@@ -186,12 +191,12 @@ def gxx(*arguments: object) -> None:
 def begin_host(base: Path, pool: Executor) -> list[Future]:
     """The programs as they are and, in mistaken/, with the mistakes that can be made in them, and the library of the
     `cuda` backend."""
-    sources, include = base / "sources", [part for folder in FOLDERS for part in ("-I", folder)]
+    sources = base / "sources"
     shutil.copytree(ROOT / "tests/cuda", sources)
-    gxx(*include, "-w", "-x", "c++-header", sources / "cases.h")  # compiled once for all that include it first
+    gxx(*INCLUDE, "-w", "-x", "c++-header", sources / "cases.h")  # compiled once for all that include it first
 
     def build(name: str) -> None:
-        gxx(*include, sources / f"{name}.cpp", "-o", base / name)
+        gxx(*INCLUDE, sources / f"{name}.cpp", "-o", base / name)
 
     def build_with_mistakes(name: str) -> None:
         folder = base / "mistaken" / f"{name}-sources"
@@ -205,11 +210,11 @@ def begin_host(base: Path, pool: Executor) -> list[Future]:
             of_header = {k: mistake for k, mistake in enumerate(MISTAKES[name], 1) if mistake.header == header}
             file = next(folder.rglob(header))
             file.write_text(with_mistakes(file.read_text(encoding="utf-8"), of_header), encoding="utf-8")
-        gxx("-I", of_micro, "-I", of_kernels, *include, sources / f"{name}.cpp", "-o", base / "mistaken" / name)
+        gxx("-I", of_micro, "-I", of_kernels, *INCLUDE, sources / f"{name}.cpp", "-o", base / "mistaken" / name)
 
     def build_half(way: str) -> Path:
         half = base / f"{way}.o"
-        gxx("-O1", "-c", "-fPIC", *include, "-x", "c++", KERNELS / f"{way}.cu", "-o", half)
+        gxx("-O1", "-c", "-fPIC", *INCLUDE, "-x", "c++", KERNELS / f"{way}.cu", "-o", half)
         return half
 
     halves = [pool.submit(build_half, way) for way in ("forward", "backward")]
@@ -217,6 +222,23 @@ def begin_host(base: Path, pool: Executor) -> list[Future]:
     building += [pool.submit(build, name) for name in PROGRAMS]
     gxx("-shared", *(half.result() for half in halves), "-o", base / "library.so")
     return building
+
+
+def begin_ptx(base: Path, pool: Executor) -> list[Future]:
+    """Programs with the kernels as nvcc compiles them, PROGRAM-GPU/program, the module of these beside it."""
+    nvcc = ("nvcc", *runpy.run_path(str(KERNELS / "sources.py"))["NVCCFLAGS"], f"-I{KERNELS}")
+
+    def build(name: str) -> None:
+        compiled = base / f"{name}.o"
+        gxx("-c", *INCLUDE, ROOT / f"tests/cuda/{name}.cpp", "-o", compiled)
+        kernels = ptx.kernels_of(compiled)
+        for sm in PTX[name]:
+            folder = base / f"{name}-{sm}"
+            folder.mkdir()
+            module = ptx.module(kernels, nvcc, sm, folder)
+            ptx.program(compiled, module, partial(gxx, *INCLUDE), folder / "program")
+
+    return [pool.submit(build, name) for name in PTX]
 
 
 def begin_interpreter(base: Path, pool: Executor) -> list[Future]:
@@ -236,8 +258,9 @@ def begin_interpreter(base: Path, pool: Executor) -> list[Future]:
 KINDS: dict[str, Callable[[Path, Executor], list[Future]]] = {
     "interpreter": begin_interpreter,
     "host": begin_host,
+    "ptx": begin_ptx,
 }
-NEEDED_BY = {"test_triton.py": "interpreter", "test_cuda_host.py": "host"}
+NEEDED_BY = {"test_triton.py": "interpreter", "test_cuda_host.py": "host", "test_ptx.py": "ptx"}
 
 
 @dataclass(frozen=True)

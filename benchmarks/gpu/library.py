@@ -11,7 +11,8 @@ from benchmarks.gpu import micro, processes
 from fusedrnn import _cuda_library
 
 KERNELS = micro.ROOT / "csrc/cuda"
-NVCC = ("nvcc", "-O3", "-std=c++20", "--expt-relaxed-constexpr", f"-I{KERNELS}")
+_OF_KERNELS = runpy.run_path(str(KERNELS / "sources.py"))
+NVCC = ("nvcc", *_OF_KERNELS["NVCCFLAGS"], f"-I{KERNELS}")
 _MISSING = """
 import sys
 from fusedrnn import _cuda_library
@@ -46,7 +47,7 @@ def build(seconds: float) -> str:
 
 def sources() -> str:
     """A sum over all that is compiled."""
-    return runpy.run_path(str(KERNELS / "sources.py"))["sum_of_sources"]()
+    return _OF_KERNELS["sum_of_sources"]()
 
 
 def missing() -> str:

@@ -1,9 +1,10 @@
-"""The sum over the sources of the CUDA kernels by which a library is known to be built of them."""
+"""How the CUDA kernels are compiled, and the sum over their sources by which a library is known to be built of them."""
 
 import hashlib
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NVCCFLAGS = ("-O3", "-std=c++20", "--expt-relaxed-constexpr")
 
 
 def sum_of_sources() -> str:

@@ -25,7 +25,15 @@ using namespace fusedrnn::cuda;
 struct Options {
   int directions = 1;
   bool reverse = false, lengths = false, packed = false, resets = false, tokens = false, saves = true, dy = true;
+
+  constexpr bool is_plain() const { return !lengths && !packed && !resets && !tokens; }
 };
+// As an argument of functions, of which no kernels are then compiled but those that are run.
+template <Options options>
+struct With {};
+template <Options options>
+constexpr With<options> with;
+constexpr With<Options{}> plain;
 
 inline std::mt19937_64 random_numbers;
 
@@ -70,7 +78,7 @@ struct Difference {
   void see(double is, double should) { wrong += !(std::abs(is - should) <= tolerance * (1 + std::abs(should))); }
 };
 
-template <class P, class Q>
+template <class P, class Q, Options options>
 class Layer {
   using Element = typename P::Element;
   using Operand = typename P::Operand;
@@ -78,12 +86,11 @@ class Layer {
   static constexpr int64_t G = P::Tiles::gates, blocks = Q::blocks, V = 5, I = P::inputs ? P::inputs - 8 : 0;
 
  public:
-  Layer(int64_t T, int64_t B, int64_t H, double tolerance, const Options& options)
+  Layer(int64_t T, int64_t B, int64_t H, double tolerance)
       : T(T),
         B(B),
         H(H),
         D(options.directions),
-        options(options),
         lengths(lengths_of()),
         offsets(offsets_of()),
         resets(drawn<uint8_t>(T * B, options.resets ? 4 : 0)),
@@ -176,8 +183,7 @@ class Layer {
 
   template <class Plan>
   void launch(ArgumentsOf<Plan> arguments) {
-    const bool is_plain = !options.lengths && !options.packed && !options.resets && !options.tokens;
-    const auto kernel = is_plain ? layer_kernel<Plan, true> : layer_kernel<Plan, false>;
+    const auto kernel = layer_kernel<Plan, options.is_plain()>;
     const int all = static_cast<int>(tiles() * D), together = Plan::of_grid ? 1 : all;
     int64_t of_tile = 0;
     if constexpr (Plan::of_grid) of_tile = 2 * Packets<Plan>::buffer;
@@ -321,7 +327,6 @@ class Layer {
   }
 
   int64_t T, B, H, D, R = 0;
-  Options options;
   Array<int64_t> lengths, offsets;
   Array<uint8_t> resets;
   Array<int64_t> tokens;
@@ -336,10 +341,10 @@ class Layer {
   Array<Element> dgates{D * R * blocks * H}, before{D * R * H}, dh0{D * B * H}, dc0{D * B * H};
 };
 
-template <class P, class Q>
-void layer(const char* name, int64_t T, int64_t B, int64_t H, double tolerance, const Options& options) {
+template <class P, class Q, Options options>
+void layer(const char* name, int64_t T, int64_t B, int64_t H, double tolerance, With<options>) {
   random_numbers.seed(T * 1000 + B * 100 + H);
-  Layer<P, Q> layer(T, B, H, tolerance, options);
+  Layer<P, Q, options> layer(T, B, H, tolerance);
   const std::string sizes = ", T " + std::to_string(T) + " B " + std::to_string(B) + " H " + std::to_string(H);
   const auto check = [&](const char* way, auto run) {
     cases::check(std::string(name) + way + sizes, [&] {
@@ -348,7 +353,7 @@ void layer(const char* name, int64_t T, int64_t B, int64_t H, double tolerance, 
     });
   };
   check(" forward", [&] { layer.forward(); });
-  if (options.saves) check(" backward", [&] { layer.backward(); });
+  if constexpr (options.saves) check(" backward", [&] { layer.backward(); });
 }
 
 constexpr double kBf16 = 0.02, kF16 = 3e-3, kTf32 = 1e-3, kIeee = 2e-5;

@@ -94,8 +94,17 @@ struct Runtime {
   std::string failure;    // of the launches since cudaDeviceSynchronize was called
   std::string last_told;  // by it
   std::map<std::pair<const void*, cudaFuncAttribute>, int> attributes;
+  std::map<const std::byte*, size_t> allocated;  // by cudaMalloc: bytes
 };
 inline Runtime runtime;
+
+// Whether all of these bytes are of one allocation.
+inline bool is_allocated(const std::byte* p, size_t bytes) {
+  const auto after = runtime.allocated.upper_bound(p);
+  if (after == runtime.allocated.begin()) return false;
+  const auto& [begin, size] = *std::prev(after);
+  return p + bytes <= begin + size;
+}
 
 // Draws of all launches that follow come from this seed.
 inline void set_seed(uint64_t seed) { runtime.seed = seed, runtime.launches = 0; }
@@ -107,10 +116,12 @@ cudaError_t cudaMalloc(T** pointer, size_t bytes) {
   *pointer = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
   if (!*pointer) return cudaErrorMemoryAllocation;
   std::memset(static_cast<void*>(*pointer), fusedrnn::host::kPoison, bytes);
+  fusedrnn::host::runtime.allocated[reinterpret_cast<std::byte*>(*pointer)] = bytes;
   return cudaSuccess;
 }
 
 inline cudaError_t cudaFree(void* pointer) {
+  fusedrnn::host::runtime.allocated.erase(static_cast<std::byte*>(pointer));
   std::free(pointer);
   return cudaSuccess;
 }
