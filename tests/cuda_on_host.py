@@ -5,7 +5,10 @@ Each launch draws another schedule of its threads and copies. tanh and exp2 are 
 """
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -286,6 +289,16 @@ def test_a_gpu_may_have_no_clusters_or_small_ones(ctas, units):
         limits = (backend.HOPPER_SHARED, ctas, processors)
         found = (backend._most_hidden("forward", cell, "bf16", 8, 0, *limits) for cell in LARGEST)
         assert tuple(found) == (units if processors < 64 or ctas == 1 else (2048, 2048, 2048))
+
+
+@pytest.mark.parametrize(("refused", "units"), [(14, 768), (16, 896), (8, 896), (2, 896)])
+def test_a_gpu_may_refuse_clusters_of_a_size(refused, units):
+    """Of the GRU 896 units are by clusters of 14, 768 of 16; grids are of clusters of 2."""
+    found = (f"cuda._most_hidden('forward', 'gru', 'bf16', 8, 0, *cuda._limits()[:2], {n})" for n in (63, 132))
+    program = f"from fusedrnn.backends import cuda; print({', '.join(found)})"
+    environment = {**os.environ, "FUSEDRNN_HOST_REFUSES": str(refused)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ran.stdout.split() == [str(units), str(units if refused == 2 else 2048)], ran.stderr
 
 
 @pytest.mark.parametrize("sample", FEW, ids=str)

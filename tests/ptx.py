@@ -60,7 +60,7 @@ OWN = {
     "bfi.b32": "{0} = ptx::bfi({1}, {2}, {3}, {4})",
     "prmt.b32": "{0} = ptx::prmt({1}, {2}, {3})",
     "shfl.sync.bfly.b32": "ptx::set({0}, arch::exchange(ptx::as<float>({1}), {2}))",
-    "shfl.sync.idx.b32": "{0} = ptx::of_lane_0({1})",
+    "shfl.sync.idx.b32": "{0} = ptx::of_lane_0({1}, {2}, {3}, {4})",
     "cp.async.cg.shared.global": "arch::copy_16_async({0}, ptx::global_memory({1}, 16))",
     "cp.async.commit_group": "arch::commit_copies()",
     "cp.async.wait_all": "arch::wait_for_copies()",
@@ -89,7 +89,6 @@ FIXED = {
     "bar.warp.sync": {0: "-1"},
     "cp.async.cg.shared.global": {2: "16"},
     "shfl.sync.bfly.b32": {3: "0x1f", 4: "0xffffffff"},
-    "shfl.sync.idx.b32": {2: "0", 3: "31", 4: "-1"},
     "mbarrier.arrive.shared::cta.b64": {0: "_"},
     "mbarrier.arrive.expect_tx.shared::cta.b64": {0: "_"},
 }

@@ -122,17 +122,18 @@ cudaError_t allow(const Kernel<Arguments>& kernel, void (*run)(Arguments)) {
   return error;
 }
 
-// Clusters that the device in use runs at once. It is asked once for each size of them; 0: it has none.
+// Clusters of a kernel that the device in use runs at once. It is asked once for each kernel; 0: it runs none.
 template <class Arguments>
 int64_t clusters_at_once(const Kernel<Arguments>& kernel) {
   static std::mutex asking;
-  static std::map<std::pair<int, int>, int> known;  // of a device and a size
+  static std::map<std::pair<int, void (*)(Arguments)>, int> known;  // of a device
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   const std::lock_guard lock(asking);
-  const auto [found, is_new] = known.try_emplace({device, kernel.cluster}, 0);
+  const auto [found, is_new] = known.try_emplace({device, kernel.plain}, 0);
   if (is_new) {
-    const Config config(kernel, kernel.cluster, nullptr);
+    Config config(kernel, kernel.cluster, nullptr);
+    config.numAttrs = 1;  // the size of clusters: the question is not known to take a cooperative launch
     if (allow(kernel, kernel.plain) != cudaSuccess ||
         cudaOccupancyMaxActiveClusters(&found->second, kernel.plain, &config) != cudaSuccess)
       found->second = 0;
@@ -159,6 +160,7 @@ bool serves(const Kernel<Arguments>& kernel, int64_t cell, int64_t inputs, const
   const Cell wanted = static_cast<Cell>(cell);
   const bool same = is_rnn(kernel.cell) ? is_rnn(wanted) : kernel.cell == wanted;
   if (!same || !fits || kernel.shared > limits.shared || kernel.cluster > limits.ctas) return false;
+  if (kernel.cluster > 1 && clusters_at_once(kernel) == 0) return false;
   return !kernel.of_grid() || at_once(kernel, limits) > 0;  // for its CTAs wait for each other
 }
 

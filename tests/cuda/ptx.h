@@ -174,7 +174,8 @@ void mma(Sum& d0, Sum& d1, Sum& d2, Sum& d3, uint32_t a0, uint32_t a1, uint32_t 
 inline void set_four(uint4 from, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
   a = from.x, b = from.y, c = from.z, d = from.w;
 }
-inline uint32_t of_lane_0(uint32_t given) {
+inline uint32_t of_lane_0(uint32_t given, uint32_t lane, uint32_t clamp, uint32_t lanes) {
+  if (lane != 0 || clamp != 31 || lanes != 0xffffffff) throw Error("shfl.idx of other than lane 0 to all");
   struct Given {
     uint32_t own, taken;
   } mine{given, 0};

@@ -59,6 +59,7 @@ FUSEDRNN_DEVICE uint32_t load_l2(const uint32_t* from) { return *from; }
 
 // Half of the copies happen at a random moment, the others not before they are waited for.
 FUSEDRNN_DEVICE void copy_16_async(uint32_t to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) throw host::Error("copies from an address that is not aligned");
   std::byte* const target = host::own_place(to, 16);
   auto& groups = host::self->copies;
   if (groups.empty()) groups.push_back(std::make_shared<host::Copies>());
@@ -117,6 +118,7 @@ struct alignas(16) Packet {
 };
 
 FUSEDRNN_DEVICE void store_relaxed_gpu(Packet* to, Packet v) {
+  if (reinterpret_cast<uintptr_t>(to) % 16) throw host::Error("stores a packet at an address that is not aligned");
   *to = v;
   host::grid->changed();
   host::grid->pause();
