@@ -229,14 +229,15 @@ def begin_ptx(base: Path, pool: Executor) -> list[Future]:
     nvcc = ("nvcc", *runpy.run_path(str(KERNELS / "sources.py"))["NVCCFLAGS"], f"-I{KERNELS}")
 
     def build(name: str) -> None:
-        compiled = base / f"{name}.o"
+        compiled, races = (base / f"{part}.o" for part in (name, f"races-{name}"))
         gxx("-c", *INCLUDE, ROOT / f"tests/cuda/{name}.cpp", "-o", compiled)
+        gxx("-c", "-O2", *INCLUDE, ROOT / "tests/cuda/races.cpp", "-o", races)
         kernels = ptx.kernels_of(compiled)
         for sm in PTX[name]:
             folder = base / f"{name}-{sm}"
             folder.mkdir()
             module = ptx.module(kernels, nvcc, sm, folder)
-            ptx.program(compiled, module, partial(gxx, *INCLUDE), folder / "program")
+            ptx.program([compiled, races], module, partial(gxx, *INCLUDE), folder / "program")
 
     return [pool.submit(build, name) for name in PTX]
 

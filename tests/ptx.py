@@ -46,8 +46,8 @@ PLAIN = {
 
 # Those with a form of their own: what their operands {0}, {1}, ... are, and the statement.
 OWN = {
-    "bar.sync": "__syncthreads()",
-    "bar.warp.sync": "__syncwarp()",
+    "bar.sync": "ptx::barrier()",
+    "bar.warp.sync": "ptx::warp_barrier()",
     "ret": "return",
     "trap": "arch::trap()",
     "cvt.rna.tf32.f32": "ptx::set({0}, arch::nearest_tf32(ptx::as<float>({1})))",
@@ -61,27 +61,25 @@ OWN = {
     "prmt.b32": "{0} = ptx::prmt({1}, {2}, {3})",
     "shfl.sync.bfly.b32": "ptx::set({0}, arch::exchange(ptx::as<float>({1}), {2}))",
     "shfl.sync.idx.b32": "{0} = ptx::of_lane_0({1}, {2}, {3}, {4})",
-    "cp.async.cg.shared.global": "arch::copy_16_async({0}, ptx::global_memory({1}, 16))",
-    "cp.async.commit_group": "arch::commit_copies()",
-    "cp.async.wait_all": "arch::wait_for_copies()",
-    "cp.async.wait_group": "arch::wait_for_copies_but<{0}>()",
-    "ldmatrix.sync.aligned.m8n8.x4.shared.b16": "ptx::set_four(arch::load_tiles({1}), {0})",
-    "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16": "ptx::set_four(arch::load_tiles_transposed({1}), {0})",
+    "cp.async.cg.shared.global": "ptx::copy_async({0}, {1})",
+    "cp.async.commit_group": "ptx::commit_copies()",
+    "cp.async.wait_all": "ptx::wait_for_copies()",
+    "cp.async.wait_group": "ptx::wait_for_copies_but<{0}>()",
+    "ldmatrix.sync.aligned.m8n8.x4.shared.b16": "ptx::set_four(ptx::load_tiles<false>({1}), {0})",
+    "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16": "ptx::set_four(ptx::load_tiles<true>({1}), {0})",
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": "ptx::mma<arch::mma_bf16>({0}, {1}, {2}, {3})",
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32": "ptx::mma<arch::mma_f16>({0}, {1}, {2}, {3})",
     "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32": "ptx::mma<arch::mma_tf32>({0}, {1}, {2}, {3})",
     "mbarrier.init.shared::cta.b64": "arch::barrier_init({0}, {1})",
-    "mbarrier.arrive.shared::cta.b64": "arch::arrive({1})",
-    "mbarrier.arrive.expect_tx.shared::cta.b64": "arch::arrive_expecting({1}, {2})",
-    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64": "{0} = arch::try_wait({1}, {2})",
-    "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64": "{0} = arch::try_wait_cta({1}, {2})",
+    "mbarrier.arrive.shared::cta.b64": "ptx::arrive({1})",
+    "mbarrier.arrive.expect_tx.shared::cta.b64": "ptx::arrive({1}, {2})",
+    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64": "{0} = ptx::try_wait({1}, {2})",
     "fence.mbarrier_init.release.cluster": "arch::fence_barrier_init()",
-    "barrier.cluster.arrive.release": "host::grid->release(*host::self->cta)",
-    "barrier.cluster.arrive.relaxed": "",
-    "barrier.cluster.wait.acquire": "arch::cluster_barrier_without_release()",
-    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32": "arch::store_async_4({0}, {1}, {2})",
-    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32": "arch::store_async_8({0}, {{{1}}}, {2})",
-    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32": "arch::store_async_16({0}, {{{1}}}, {2})",
+    "barrier.cluster.arrive.release": "ptx::cluster_arrive()",
+    "barrier.cluster.wait.acquire": "ptx::cluster_wait()",
+    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32": "ptx::store_async({0}, {1}, {2})",
+    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32": "ptx::store_async({0}, uint2{{{1}}}, {2})",
+    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32": "ptx::store_async({0}, uint4{{{1}}}, {2})",
 }  # fmt: skip
 # Operands, by their places, that are as the kernels have them.
 FIXED = {
@@ -193,16 +191,18 @@ class Kernel:
         if how is None or bool(how[2]) != (kind == "arch::Packet"):
             raise ValueError(f"{'.'.join(parts)} of {kind}")
         address, value = operands if how[1] == "st" else operands[::-1]
-        place = f"ptx::{how[3]}_memory({address}, {how[4] or 1} * sizeof({kind}))"
+        if how[2] and how[1] == "st":
+            return f"ptx::store_packet({address}, {value})"
         if how[2]:
-            packet = f"reinterpret_cast<arch::Packet*>({place})"
-            loaded = f"{value} = arch::load_relaxed_gpu({packet})"
-            return loaded if how[1] == "ld" else f"arch::store_relaxed_gpu({packet}, {value})"
+            return f"{value} = ptx::load_packet({address})"
+        writes = "true" if how[1] == "st" else "false"
+        place = f"ptx::{how[3]}_memory({address}, {how[4] or 1} * sizeof({kind}), {writes})"
         return f"ptx::{'load' if how[1] == 'ld' else 'store'}<{kind}>({place}, {value})"
 
     def written(self) -> Iterator[str]:
         """In C++."""
         yield f'extern "C" void {self.name}(const ptx::Arguments<{self.size}> arguments) {{'
+        yield "ptx::races::enter();"
         at, text = 0, _COMMENT.sub("", self.body).rstrip()
         while at < len(text):
             found = _PART.match(text, at)
@@ -270,10 +270,10 @@ def module(kernels: list[str], nvcc: tuple[str, ...], sm: str, folder: Path) -> 
     return out.read_text()
 
 
-def program(compiled: Path, text: str, gxx: Callable[..., None], out: Path) -> None:
-    """One with the kernels of a module of PTX in place of its own."""
+def program(objects: list[Path], text: str, gxx: Callable[..., None], out: Path) -> None:
+    """One of these objects, with the kernels of a module of PTX in place of its own."""
     written = out.with_suffix(".cpp")
     written.write_text(in_cpp(text))
-    gxx("-w", "-fwrapv", "-frounding-math", written, compiled, "-o", out)
+    gxx("-w", "-fwrapv", "-frounding-math", written, *objects, "-o", out)
     strong = re.findall(r" T (\w*layer_kernel\w*)$", said("nm", out), re.MULTILINE)
     assert sorted(strong) == sorted(entries(text))

@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "arch90.cuh"
+#include "races.h"
 
 namespace ptx {
 
@@ -75,17 +76,19 @@ void unpack(From from, Half& low, Half& high) {
 
 // Memory. An access is aligned to its size.
 
-inline std::byte* global_memory(uint64_t address, size_t bytes) {
+inline std::byte* global_memory(uint64_t address, size_t bytes, bool) {
   const auto p = reinterpret_cast<std::byte*>(address);
   if (address % bytes) throw Error("an address of global memory is not aligned to " + std::to_string(bytes) + " bytes");
   if (!host::is_allocated(p, bytes)) throw Error("reaches outside of what was allocated");
   return p;
 }
-inline std::byte* shared_memory(uint64_t address, size_t bytes) {
+inline std::byte* shared_memory(uint64_t address, size_t bytes, bool writes) {
   if (address >> 32) throw Error("a shared address of more than 32 bits");
-  return host::own_place(static_cast<uint32_t>(address), bytes);
+  std::byte* const place = host::own_place(static_cast<uint32_t>(address), bytes);
+  writes ? races::write(place, bytes) : races::read(place, bytes);
+  return place;
 }
-inline std::byte* param_memory(uint64_t address, size_t bytes) {
+inline std::byte* param_memory(uint64_t address, size_t bytes, bool) {
   if (address % bytes) throw Error("an address of parameters is not aligned");
   return reinterpret_cast<std::byte*>(address);
 }
@@ -161,7 +164,76 @@ inline float of_bf16(uint16_t bits) { return static_cast<float>(std::bit_cast<__
 inline uint16_t f16_of(float x) { return std::bit_cast<uint16_t>(__float2half(x)); }
 inline float of_f16(uint16_t bits) { return static_cast<float>(std::bit_cast<__half>(bits)); }
 
+// Barriers and copies.
+
+inline void barrier() {
+  races::arrive(host::self->cta);
+  __syncthreads();
+  races::wait(host::self->cta);
+}
+inline void warp_barrier() {
+  races::arrive(&host::self->warp());
+  __syncwarp();
+  races::wait(&host::self->warp());
+}
+inline void cluster_arrive() {
+  races::arrive(host::self->cta->cluster);
+  host::grid->release(*host::self->cta);
+}
+inline void cluster_wait() {
+  arch::cluster_barrier_without_release();
+  races::wait(host::self->cta->cluster);
+}
+inline void arrive(uint32_t barrier, uint32_t bytes = 0) {
+  races::arrive_at(barrier);
+  arch::arrive_expecting(barrier, bytes);
+}
+inline bool try_wait(uint32_t barrier, uint32_t parity) {
+  if (!arch::try_wait(barrier, parity)) return false;
+  races::seen_to_end(barrier);
+  return true;
+}
+template <class Value>
+void store_async(uint32_t to, Value value, uint32_t barrier) {
+  races::store_async(to, sizeof value, barrier);
+  host::store_later(to, value, barrier);
+}
+inline void store_packet(uint64_t to, arch::Packet packet) {
+  auto* const at = reinterpret_cast<arch::Packet*>(global_memory(to, 16, true));
+  races::released(at);
+  arch::store_relaxed_gpu(at, packet);
+}
+inline arch::Packet load_packet(uint64_t from) {
+  auto* const at = reinterpret_cast<arch::Packet*>(global_memory(from, 16, false));
+  const arch::Packet packet = arch::load_relaxed_gpu(at);
+  races::acquired(at);
+  return packet;
+}
+inline void copy_async(uint32_t to, uint64_t from) {
+  races::begin_copy(host::own_place(to, 16));
+  arch::copy_16_async(to, global_memory(from, 16, false));
+}
+inline void commit_copies() {
+  arch::commit_copies();
+  races::commit_copies();
+}
+template <int groups>
+void wait_for_copies_but() {
+  arch::wait_for_copies_but<groups>();
+  races::end_copies(groups);
+}
+inline void wait_for_copies() {
+  commit_copies();
+  wait_for_copies_but<0>();
+}
+
 // What warps do together.
+
+template <bool transposed>
+uint4 load_tiles(uint32_t row) {
+  races::read(host::own_place(row, 16), 16);
+  return transposed ? arch::load_tiles_transposed(row) : arch::load_tiles(row);
+}
 
 template <void product(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]), class Sum>
 void mma(Sum& d0, Sum& d1, Sum& d2, Sum& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,

@@ -11,7 +11,7 @@
 // are thread_local.
 //
 // Memory is sequentially consistent, except for what store_cluster_16 writes: neither missing fences nor missing
-// acquires are found. Nor are races between two points where threads switch.
+// acquires are found. Nor are races between two points where threads switch, but in what nvcc compiled: tests/ptx.py.
 #pragma once
 
 #include <algorithm>
