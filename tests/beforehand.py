@@ -32,7 +32,8 @@ ROOT = Path(__file__).parent.parent
 PROGRAMS = ("cluster", "exchange", "grid", "layer", "matrix")
 PTX = {"layer": ("80", "90a"), "cluster": ("90a",)}  # the GPUs whose kernels a program is run with
 MICRO = ROOT / "benchmarks/gpu/micro"
-KERNELS = ROOT / "csrc/cuda"
+KERNELS, WAYS = ROOT / "csrc/cuda", ("forward", "backward")
+RACES = ROOT / "tests/cuda/races.cpp"
 INCLUDE = [part for folder in (KERNELS / "host", KERNELS, MICRO, ROOT / "tests/cuda") for part in ("-I", folder)]
 # Kernels read bits as another type, and compare signed with unsigned numbers, as CUDA's own headers do.
 WARNINGS = ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
@@ -188,6 +189,17 @@ def gxx(*arguments: object) -> None:
         raise RuntimeError(built.stderr)
 
 
+def begin_library(base: Path, pool: Executor) -> list[Future[Path]]:
+    """Its two halves."""
+
+    def build(way: str) -> Path:
+        half = base / f"{way}.o"
+        gxx("-O1", "-c", "-fPIC", *INCLUDE, "-x", "c++", KERNELS / f"{way}.cu", "-o", half)
+        return half
+
+    return [pool.submit(build, way) for way in WAYS]
+
+
 def begin_host(base: Path, pool: Executor) -> list[Future]:
     """The programs as they are and, in mistaken/, with the mistakes that can be made in them, and the library of the
     `cuda` backend."""
@@ -212,12 +224,7 @@ def begin_host(base: Path, pool: Executor) -> list[Future]:
             file.write_text(with_mistakes(file.read_text(encoding="utf-8"), of_header), encoding="utf-8")
         gxx("-I", of_micro, "-I", of_kernels, *INCLUDE, sources / f"{name}.cpp", "-o", base / "mistaken" / name)
 
-    def build_half(way: str) -> Path:
-        half = base / f"{way}.o"
-        gxx("-O1", "-c", "-fPIC", *INCLUDE, "-x", "c++", KERNELS / f"{way}.cu", "-o", half)
-        return half
-
-    halves = [pool.submit(build_half, way) for way in ("forward", "backward")]
+    halves = begin_library(base, pool)
     building = [pool.submit(build_with_mistakes, name) for name in MISTAKES]
     building += [pool.submit(build, name) for name in PROGRAMS]
     gxx("-shared", *(half.result() for half in halves), "-o", base / "library.so")
@@ -226,20 +233,42 @@ def begin_host(base: Path, pool: Executor) -> list[Future]:
 
 def begin_ptx(base: Path, pool: Executor) -> list[Future]:
     """Programs with the kernels as nvcc compiles them, PROGRAM-GPU/program, the module of these beside it."""
-    nvcc = ("nvcc", *runpy.run_path(str(KERNELS / "sources.py"))["NVCCFLAGS"], f"-I{KERNELS}")
 
     def build(name: str) -> None:
         compiled, races = (base / f"{part}.o" for part in (name, f"races-{name}"))
         gxx("-c", *INCLUDE, ROOT / f"tests/cuda/{name}.cpp", "-o", compiled)
-        gxx("-c", "-O2", *INCLUDE, ROOT / "tests/cuda/races.cpp", "-o", races)
+        gxx("-c", "-O2", *INCLUDE, RACES, "-o", races)
         kernels = ptx.kernels_of(compiled)
         for sm in PTX[name]:
             folder = base / f"{name}-{sm}"
             folder.mkdir()
-            module = ptx.module(kernels, nvcc, sm, folder)
+            source = ptx.instances(kernels, folder / "kernels.cu")
+            module = ptx.module(source, nvcc(), sm, folder / "kernels.ptx")
             ptx.program([compiled, races], module, partial(gxx, *INCLUDE), folder / "program")
 
     return [pool.submit(build, name) for name in PTX]
+
+
+def begin_shipped(base: Path, pool: Executor) -> list[Future]:
+    """The library of the `cuda` backend with all kernels as nvcc compiles them for sm_90a. No test asks for it."""
+
+    def build(way: str) -> list[Path]:
+        objects = []
+        module = ptx.module(KERNELS / f"{way}.cu", nvcc(), "90a", base / f"{way}.ptx")
+        for number, part in enumerate(ptx.parts(module, 12)):
+            objects.append(base / f"{way}-{number}.o")
+            ptx.program([], part, partial(gxx, *INCLUDE), objects[-1], "-c", "-fPIC")
+        return objects
+
+    halves, parts, races = begin_library(base, pool), [pool.submit(build, way) for way in WAYS], base / "races.o"
+    gxx("-c", "-O2", "-fPIC", *INCLUDE, RACES, "-o", races)
+    objects = [*(half.result() for half in halves), *(path for part in parts for path in part.result()), races]
+    gxx("-shared", *objects, "-o", base / "library.so")
+    return []
+
+
+def nvcc() -> tuple[str, ...]:
+    return ("nvcc", *runpy.run_path(str(KERNELS / "sources.py"))["NVCCFLAGS"], f"-I{KERNELS}")
 
 
 def begin_interpreter(base: Path, pool: Executor) -> list[Future]:
@@ -260,6 +289,7 @@ KINDS: dict[str, Callable[[Path, Executor], list[Future]]] = {
     "interpreter": begin_interpreter,
     "host": begin_host,
     "ptx": begin_ptx,
+    "shipped": begin_shipped,
 }
 NEEDED_BY = {"test_triton.py": "interpreter", "test_cuda_host.py": "host", "test_ptx.py": "ptx"}
 

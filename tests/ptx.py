@@ -262,18 +262,29 @@ def kernels_of(program: Path) -> list[str]:
     return [f"KERNEL({plain}, {plan});\n" for plan, plain in found]
 
 
-def module(kernels: list[str], nvcc: tuple[str, ...], sm: str, folder: Path) -> str:
-    """What nvcc makes of the kernels for sm_{sm}."""
-    source, out = folder / "kernels.cu", folder / "kernels.ptx"
+def instances(kernels: list[str], source: Path) -> Path:
+    """A file of these kernels, for nvcc."""
     source.write_text(INSTANCES + "".join(kernels) + "}  // namespace fusedrnn::cuda\n")
+    return source
+
+
+def module(source: Path, nvcc: tuple[str, ...], sm: str, out: Path) -> str:
+    """What nvcc makes of a file for sm_{sm}, which is kept."""
     said(*nvcc, "-ptx", source, "-o", out, "-gencode", f"arch=compute_{sm},code=compute_{sm}")
     return out.read_text()
 
 
-def program(objects: list[Path], text: str, gxx: Callable[..., None], out: Path) -> None:
-    """One of these objects, with the kernels of a module of PTX in place of its own."""
+def program(objects: list[Path], text: str, gxx: Callable[..., None], out: Path, *flags: str) -> None:
+    """One of these objects, with the kernels of a module in place of their own; or what else the flags say."""
     written = out.with_suffix(".cpp")
     written.write_text(in_cpp(text))
-    gxx("-w", "-fwrapv", "-frounding-math", written, *objects, "-o", out)
+    gxx("-w", "-fwrapv", "-frounding-math", *flags, written, *objects, "-o", out)
     strong = re.findall(r" T (\w*layer_kernel\w*)$", said("nm", out), re.MULTILINE)
     assert sorted(strong) == sorted(entries(text))
+
+
+def parts(text: str, kernels: int) -> Iterator[str]:
+    """Modules of so many kernels each."""
+    every = list(entries(text).values())
+    for first in range(0, len(every), kernels):
+        yield head(text) + "".join(every[first : first + kernels])
